@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ::gpu::{Buffer, CudaError, Stream};
 use half::f16;
 use kernels::cuda::{Activation, Element, ElementBuffer, RowLayout, TILE_ROWS};
-use kernels::stream_linear::reference::{AwqMatrix, quantize_row};
+use kernels::stream_linear::codes::{self, CodeSource, Packed};
+use kernels::stream_linear::reference::{AwqMatrix, CodeMatrix, quantize_row};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, Int8Room, LargeM, Layout, Output, StreamLinear,
     StreamLinearKernels, Variant,
@@ -96,7 +97,8 @@ fn small(
     checks: &mut Checks,
 ) -> Result<(), CudaError> {
     let mut rng = rng(11);
-    for format in Format::ALL {
+    let element = kernels.element();
+    for format in Format::ALL.into_iter().filter(|f| f.has_element(element)) {
         // n a multiple of 8 but not of 16, k a multiple of the group but not of the chunk.
         let k = 3 * format.group().unwrap_or(40) + 512;
         let mut matrix = |arrangement, parts_n: &[usize]| {
@@ -238,6 +240,8 @@ fn sampled_rows(m: usize) -> Vec<usize> {
 
 enum Part {
     Awq(AwqMatrix),
+    /// Of the formats that are packed on the host.
+    Codes(CodeMatrix),
     /// Bits of elements, `[n][k]`.
     Half(Vec<u16>),
 }
@@ -264,8 +268,24 @@ impl Matrix {
         let mut linear = StreamLinear::new(kernels, layout.clone())?;
         let element = kernels.element();
         let mut parts = Vec::new();
+        if format.group().is_some() && format.awq_group().is_none() {
+            let scale = 0.16 / f32::powi(2.0, format.code_bits() as i32);
+            let mut packed = Packed::zeroed(&layout);
+            for (i, &n) in parts_n.iter().enumerate() {
+                let matrix = CodeMatrix::random(format, (n, k), scale, || rng.random());
+                codes::pack(&layout, i, CodeSource::Codes(&matrix), &mut packed)?;
+                parts.push(Part::Codes(matrix));
+            }
+            linear.load_packed(stream, &packed.weights, &packed.scales)?;
+            return Ok(Self {
+                linear,
+                layout,
+                element,
+                parts,
+            });
+        }
         for (i, &n) in parts_n.iter().enumerate() {
-            let Some(group) = format.group() else {
+            let Some(group) = format.awq_group() else {
                 let bits: Vec<u16> = (0..n * k)
                     .map(|_| element.bits(rng.random_range(-0.1..0.1)))
                     .collect();
@@ -351,9 +371,12 @@ impl Matrix {
 
     fn limit(&self, variant: Option<Variant>, epilogue: Epilogue) -> f64 {
         let is_f32 = matches!(epilogue, Epilogue::AddResidual | Epilogue::StoreF32);
+        // Weights of 8 bits are rounded in every kernel.
+        let is_rounded = self.layout.format.code_bits() == 8;
         let of_f16 = match variant {
             Some(Variant::MmaInt8 { .. }) if is_f32 => return LIMIT_INT8_F32,
             Some(Variant::MmaInt8 { .. }) => LIMIT_INT8_F16,
+            Some(Variant::Stream(_)) if is_rounded => LIMIT_TILED,
             // Streamed, bf16 loses nothing until the output is rounded.
             Some(Variant::Stream(_)) if is_f32 => return LIMIT_STREAM,
             Some(Variant::Stream(_)) => LIMIT_STREAM,
@@ -420,6 +443,7 @@ impl Matrix {
         let products = x.iter().enumerate();
         match &self.parts[part] {
             Part::Awq(matrix) => products.map(|(k, x)| matrix.weight(column, k) * x).sum(),
+            Part::Codes(matrix) => products.map(|(k, x)| matrix.weight(column, k) * x).sum(),
             Part::Half(bits) => products
                 .map(|(k, x)| f64::from(self.element.value(bits[column * self.layout.k + k])) * x)
                 .sum(),

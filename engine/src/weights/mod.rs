@@ -29,6 +29,7 @@ pub mod folder;
 pub mod format;
 pub mod gguf;
 pub mod gguf_names;
+pub mod gpu_format;
 pub mod names;
 mod packed;
 pub mod preset;
@@ -217,6 +218,8 @@ pub struct MatrixStorage {
     pub format: MatrixFormat,
     /// Its columns are not in the order of its inputs ([`AwqMatrix::order`]).
     pub is_reordered: bool,
+    /// Columns under one scale of [`MatrixFormat::Scaled`].
+    pub scale_columns: Option<usize>,
     pub n_elements: u64,
     pub n_bytes: u64,
 }
@@ -248,6 +251,7 @@ impl Matrix<'_> {
             n_in,
             format,
             is_reordered: matches!(self, Self::Awq(awq) if awq.order.is_some()),
+            scale_columns: None,
             n_elements: (n_out * n_in) as u64,
             n_bytes: n_bytes as u64,
         }

@@ -187,6 +187,7 @@ impl<'a> PackedMatrix<'a> {
             n_in: self.n_in,
             format: MatrixFormat::Awq { group_size },
             is_reordered: self.order.is_some(),
+            scale_columns: None,
             n_elements: (self.n_out * self.n_in) as u64,
             n_bytes: n_bytes as u64,
         }

@@ -53,6 +53,16 @@ pub fn all() -> Vec<Preset> {
             AWQ_128,
         ),
         preset(
+            "qwen3-32b-q4_k_m",
+            qwen(Family::Qwen3, qwen3_32b, 40_960, false),
+            SyntheticFormat::Q4KM,
+        ),
+        preset(
+            "qwen3-32b-fp8",
+            qwen(Family::Qwen3, qwen3_32b, 40_960, false),
+            SyntheticFormat::Fp8,
+        ),
+        preset(
             "qwen2.5-3b",
             qwen(Family::Qwen2, (36, 2048, 11_008, 16, 2, 128), 32_768, true),
             BF16,

@@ -419,6 +419,7 @@ impl Checkpoint for SafetensorsCheckpoint {
                 n_in,
                 format: MatrixFormat::Rows(format),
                 is_reordered: false,
+                scale_columns: None,
                 n_elements: (n_out * n_in) as u64,
                 n_bytes: bytes.len() as u64,
             },

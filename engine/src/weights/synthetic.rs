@@ -16,21 +16,30 @@ use sha2::{Digest, Sha256};
 use super::format::{CheckpointFormat, MatrixFormat};
 use super::gguf::GgufFile;
 use super::preset::Preset;
+use super::scaled::{ScaledElement, ScaledMatrix};
 use super::{
     AwqMatrix, Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError,
     gguf, packed,
 };
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
-use crate::model::quantization::Quantization;
+use crate::model::quantization::{Quantization, ScaledKind};
 
 /// Standard deviation of the logits of a synthetic model.
 pub const LOGIT_STD: f32 = 2.5;
 
 /// Standard deviation of `q - z` where both are uniform over 0..16.
 const AWQ_LEVEL_STD: f32 = 6.519_202;
+/// Of `s q - 7.5 m` with s and m uniform over 0..64, q over 0..16.
+const Q4_K_STD: f32 = 258.3;
+/// Of `s (q - 32)` with s uniform over -128..128, q over 0..64.
+const Q6_K_STD: f32 = 1365.7;
+/// Of E4M3 with exponents below 8.
+const FP8_STD: f32 = 0.598_37;
+/// Rows and columns under one scale of FP8.
+const FP8_BLOCK: usize = 128;
 
-/// The format of the layers' matrices. Embedding and head of `Awq` are f16.
+/// The format of the layers' matrices. Embedding and head of `Awq` and `Fp8` are f16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyntheticFormat {
     /// `F32`, `F16` or `BF16`; block formats have no synthetic counterpart and become f16.
@@ -38,6 +47,11 @@ pub enum SyntheticFormat {
     Awq {
         group_size: usize,
     },
+    /// As llama.cpp mixes it: Q4_K, with Q6_K for the head and, in the outer layers and every third between, for v
+    /// and down.
+    Q4KM,
+    /// E4M3 with a scale for 128 x 128.
+    Fp8,
 }
 
 /// A checkpoint without a file.
@@ -72,8 +86,8 @@ impl SyntheticCheckpoint {
         Self::new(preset.config.clone(), preset.format, seed)
     }
 
-    /// `--load-format dummy` on a folder: only its `config.json` is read. Weights are in 4 bits if
-    /// the folder's are, and otherwise f16.
+    /// `--load-format dummy` on a folder: only its `config.json` is read. Weights are in 4 bits or in
+    /// FP8 (with scales of blocks) if the folder's are, and otherwise f16.
     pub(crate) fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
         let format = match config.quantization {
@@ -85,7 +99,11 @@ impl SyntheticCheckpoint {
                 check_awq_shapes(&config.model, group_size)?;
                 SyntheticFormat::Awq { group_size }
             }
-            Some(Quantization::Scaled(_)) | None => SyntheticFormat::Rows(ElementFormat::F16),
+            Some(Quantization::Scaled(scaled)) => match scaled.kind {
+                ScaledKind::Fp8 { .. } => SyntheticFormat::Fp8,
+                _ => SyntheticFormat::Rows(ElementFormat::F16),
+            },
+            None => SyntheticFormat::Rows(ElementFormat::F16),
         };
         Ok(Self::new(config.model, format, seed))
     }
@@ -103,10 +121,24 @@ impl SyntheticCheckpoint {
 
     fn row_format(&self, id: MatrixId) -> Option<ElementFormat> {
         match self.format {
-            SyntheticFormat::Awq { .. } if id.is_in_layer() => None,
+            SyntheticFormat::Awq { .. } | SyntheticFormat::Fp8 if id.is_in_layer() => None,
+            SyntheticFormat::Q4KM => Some(self.q4_k_m(id)),
             SyntheticFormat::Rows(ElementFormat::F32) => Some(ElementFormat::F32),
             SyntheticFormat::Rows(ElementFormat::BF16) => Some(ElementFormat::BF16),
-            SyntheticFormat::Rows(_) | SyntheticFormat::Awq { .. } => Some(ElementFormat::F16),
+            SyntheticFormat::Rows(_) | SyntheticFormat::Awq { .. } | SyntheticFormat::Fp8 => {
+                Some(ElementFormat::F16)
+            }
+        }
+    }
+
+    fn q4_k_m(&self, id: MatrixId) -> ElementFormat {
+        let n = self.config.n_layers;
+        let has_more_bits = |i| i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
+        match id {
+            MatrixId::V(i) | MatrixId::Down(i) if has_more_bits(i) => ElementFormat::Q6K,
+            MatrixId::LmHead => ElementFormat::Q6K,
+            MatrixId::Embedding if self.config.tied_embeddings => ElementFormat::Q6K,
+            _ => ElementFormat::Q4K,
         }
     }
 
@@ -123,6 +155,33 @@ impl SyntheticCheckpoint {
             unit
         } else {
             LOGIT_STD * unit
+        }
+    }
+
+    fn fp8(&self, id: MatrixId) -> ScaledMatrix<'static> {
+        let (n_out, n_in) = id.shape(&self.config);
+        let stem = id.safetensors_stem();
+        let stream = |part: &str| RandomStream::new(self.seed, &format!("{stem}.{part}"));
+        let mut codes = stream("weight").bytes(n_out * n_in);
+        // Exponents below 8: no code is NaN.
+        for code in &mut codes {
+            *code &= 0xbf;
+        }
+        let mean_scale = Self::std(id, n_in) / FP8_STD;
+        let n_columns = n_in.div_ceil(FP8_BLOCK);
+        let mut draw = stream("weight_scale_inv");
+        let blocks: Vec<f32> = (0..n_out.div_ceil(FP8_BLOCK) * n_columns)
+            .map(|_| mean_scale * (1.0 + 0.25 * draw.uniform()))
+            .collect();
+        let of_row = |row: usize| &blocks[row / FP8_BLOCK * n_columns..][..n_columns];
+        ScaledMatrix {
+            element: ScaledElement::Fp8,
+            n_out,
+            n_in,
+            codes: Cow::Owned(codes),
+            group: FP8_BLOCK.min(n_in),
+            scales: (0..n_out).flat_map(of_row).copied().collect(),
+            factor: 1.0,
         }
     }
 
@@ -184,10 +243,24 @@ impl Checkpoint for SyntheticCheckpoint {
             (None, SyntheticFormat::Awq { group_size }) => {
                 return Ok(Matrix::Awq(self.awq(id, group_size)));
             }
+            (None, SyntheticFormat::Fp8) => return Ok(Matrix::Scaled(self.fp8(id))),
             (format, _) => format.unwrap_or(ElementFormat::F16),
         };
         let mut stream = RandomStream::new(self.seed, &id.safetensors_stem());
-        let bytes = stream.float_rows(format, n_out * n_in, Self::std(id, n_in));
+        let (n, std) = (n_out * n_in, Self::std(id, n_in));
+        let bytes = match format {
+            ElementFormat::Q4K | ElementFormat::Q6K => {
+                let Some(n_bytes) = format.n_bytes(n_in).map(|row| row * n_out) else {
+                    return Err(WeightError::Shape {
+                        name: format!("{} ({format})", id.safetensors_stem()),
+                        found: vec![n_out, n_in],
+                        expected: vec![n_out, n_in.next_multiple_of(format.block_elements())],
+                    });
+                };
+                stream.k_blocks(format, n_bytes, std)
+            }
+            _ => stream.float_rows(format, n, std),
+        };
         Ok(Matrix::Rows {
             format,
             n_out,
@@ -216,6 +289,8 @@ impl Checkpoint for SyntheticCheckpoint {
         let format = match self.format {
             SyntheticFormat::Rows(format) => MatrixFormat::Rows(format),
             SyntheticFormat::Awq { group_size } => MatrixFormat::Awq { group_size },
+            SyntheticFormat::Q4KM => MatrixFormat::Rows(ElementFormat::Q4K),
+            SyntheticFormat::Fp8 => MatrixFormat::Scaled(ScaledElement::Fp8),
         };
         CheckpointFormat::Dummy {
             format,
@@ -232,19 +307,23 @@ impl Checkpoint for SyntheticCheckpoint {
                 let n_bytes = n_elements / 2 + n_in / group_size * per_group;
                 (MatrixFormat::Awq { group_size }, n_bytes)
             }
+            (None, SyntheticFormat::Fp8) => (
+                MatrixFormat::Scaled(ScaledElement::Fp8),
+                n_elements + 4 * n_out * n_in.div_ceil(FP8_BLOCK),
+            ),
             (format, _) => {
                 let format = format.unwrap_or(ElementFormat::F16);
-                (
-                    MatrixFormat::Rows(format),
-                    n_elements * format.block_bytes(),
-                )
+                let n_bytes = n_elements / format.block_elements() * format.block_bytes();
+                (MatrixFormat::Rows(format), n_bytes)
             }
         };
+        let is_scaled = matches!(format, MatrixFormat::Scaled(_));
         Ok(MatrixStorage {
             n_out,
             n_in,
             format,
             is_reordered: false,
+            scale_columns: is_scaled.then_some(FP8_BLOCK.min(n_in)),
             n_elements: n_elements as u64,
             n_bytes: n_bytes as u64,
         })
@@ -290,6 +369,22 @@ impl RandomStream {
             chunk.copy_from_slice(&word[..chunk.len()]);
         }
         out
+    }
+
+    /// Random blocks of Q4_K or Q6_K with this standard deviation and a mean of 0: of `d s q - dmin m` and
+    /// `d s (q - 32)` with s, m and q uniform over what they may be.
+    fn k_blocks(&mut self, format: ElementFormat, n_bytes: usize, std: f32) -> Vec<u8> {
+        let mut bytes = self.bytes(n_bytes);
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            if format == ElementFormat::Q6K {
+                block[208..].copy_from_slice(&f16::from_f32(std / Q6_K_STD).to_le_bytes());
+            } else {
+                let d = f16::from_f32(std / Q4_K_STD);
+                block[..2].copy_from_slice(&d.to_le_bytes());
+                block[2..4].copy_from_slice(&f16::from_f32(7.5 * d.to_f32()).to_le_bytes());
+            }
+        }
+        bytes
     }
 
     /// Uniform values with this standard deviation, on a grid of 4096 levels: one table lookup for
@@ -386,6 +481,53 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Of Qwen3-0.6B's shapes, whose rows are whole blocks.
+    #[test]
+    fn blocks_and_fp8_have_the_intended_spread() {
+        let config = preset::find("qwen3-0.6b").expect("a preset").config;
+        for (format, expected_formats) in [
+            (
+                SyntheticFormat::Q4KM,
+                [ElementFormat::Q4K, ElementFormat::Q6K].map(MatrixFormat::Rows),
+            ),
+            (
+                SyntheticFormat::Fp8,
+                [MatrixFormat::Scaled(ScaledElement::Fp8); 2],
+            ),
+        ] {
+            let checkpoint = SyntheticCheckpoint::new(config.clone(), format, 3);
+            for (id, expected_format) in [MatrixId::K(0), MatrixId::V(0)]
+                .into_iter()
+                .zip(expected_formats)
+            {
+                let matrix = checkpoint.matrix(id).expect("made");
+                let storage = checkpoint.storage(id).expect("known");
+                assert_eq!(matrix.storage(), storage, "{format:?}");
+                assert_eq!(storage.format, expected_format);
+                let values = matrix.to_f32().expect("decodes");
+                let expected = 1.0 / (matrix.shape().1 as f32).sqrt();
+                let mean = values.iter().sum::<f32>() / values.len() as f32;
+                let found = std(&values);
+                assert!(
+                    (found / expected - 1.0).abs() < 0.1 && mean.abs() < 0.05 * expected,
+                    "{format:?} {id:?}: {found} about {mean} for {expected}"
+                );
+            }
+        }
+    }
+
+    /// The bytes of the published file of Qwen3-32B in Q4_K_M are 19.76 GB; nearly all are matrices.
+    #[test]
+    fn q4_k_m_mixes_as_published_files_do() {
+        let preset = preset::find("qwen3-32b-q4_k_m").expect("a preset");
+        let checkpoint = SyntheticCheckpoint::from_preset(&preset, 0);
+        let n_bytes: u64 = MatrixId::all(&preset.config)
+            .into_iter()
+            .map(|id| checkpoint.storage(id).expect("known").n_bytes)
+            .sum();
+        assert!((n_bytes as f64 / 19.76e9 - 1.0).abs() < 0.01, "{n_bytes}");
     }
 
     #[test]

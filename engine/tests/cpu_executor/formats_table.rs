@@ -12,11 +12,13 @@ use engine::weights::fixture::packed::{
 use engine::weights::fixture::scaled::{ScaledFormat, write_scaled_folder};
 use engine::weights::fixture::{FolderFormat, ggml_dtype, write_folder, write_gguf};
 use engine::weights::format::MatrixFormat;
+use engine::weights::gpu_format::gpu_format;
 use engine::weights::{
     Checkpoint, ElementFormat, LoadFormat, MatrixId, MatrixStorage, ModelFiles, open,
 };
 use kernels::Isa;
-use kernels::stream_linear::{Arrangement, Format, Layout};
+use kernels::cuda::Element;
+use kernels::stream_linear::{Arrangement, Layout};
 
 use super::{executor, options};
 
@@ -118,10 +120,8 @@ fn on_gpu(storage: &MatrixStorage) -> String {
     if storage.is_reordered {
         return "refused".to_owned();
     }
-    let format = match storage.format {
-        MatrixFormat::Awq { group_size } => Format::awq(group_size).expect("a group of kernels"),
-        MatrixFormat::Rows(_) | MatrixFormat::Scaled(_) => Format::Half,
-    };
+    let format =
+        gpu_format(std::slice::from_ref(storage), Element::F16).expect("a group of kernels");
     let rows = [storage.n_out];
     let layout = Layout::new(format, Arrangement::Stacked, &rows, storage.n_in).expect("a layout");
     let n_bytes = layout.weight_bytes() + layout.scale_bytes();

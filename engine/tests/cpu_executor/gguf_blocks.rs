@@ -7,8 +7,14 @@ use std::collections::BTreeMap;
 use engine::model::config::{Family, ModelConfig};
 use engine::weights::fixture::blocks::{random_blocks, write_block_gguf};
 use engine::weights::fixture::packed::packed_config;
+use engine::weights::format::MatrixFormat;
 use engine::weights::gguf::GgufCheckpoint;
-use engine::weights::{Checkpoint, ElementFormat, Matrix, MatrixId};
+use engine::weights::gpu_format::{code_source, gpu_format};
+use engine::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage};
+use kernels::cuda::Element;
+use kernels::stream_linear::codes::{Packed, pack};
+use kernels::stream_linear::reference::unpack;
+use kernels::stream_linear::{Arrangement, Format, Layout};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -100,5 +106,55 @@ fn models_of_blocks_answer_as_recorded() {
         let digest = format!("{:x}", digest.finalize());
         assert_eq!(digest, case.digest, "{name}: other blocks than recorded");
         check_within(name, &record, case, &checkpoint, TOLERANCE);
+    }
+}
+
+/// What is packed for a GPU, alone and beside Q4_K and Q6_K, is what the reader's own decoder says, within the
+/// rounding of scales that are products to fp16.
+#[test]
+fn blocks_packed_for_a_gpu_decode_as_the_reader_decodes_them() {
+    let (n_out, n_in) = (40, 768);
+    let storage_of = |format| MatrixStorage {
+        n_out,
+        n_in,
+        format: MatrixFormat::Rows(format),
+        is_reordered: false,
+        scale_columns: None,
+        n_elements: (n_out * n_in) as u64,
+        n_bytes: 0,
+    };
+    for format in ElementFormat::ALL.into_iter().skip(3) {
+        let n_blocks = n_out * n_in / format.block_elements();
+        let matrix = Matrix::Rows {
+            format,
+            n_out,
+            n_in,
+            bytes: random_blocks(format, n_blocks, 3, "packed").into(),
+        };
+        let expected = matrix.to_f32().expect("decodes");
+        for others in [vec![], vec![ElementFormat::Q4K], vec![ElementFormat::Q6K]] {
+            let parts = others.into_iter().chain([format]).map(storage_of);
+            let parts: Vec<_> = parts.collect();
+            let on_gpu = gpu_format(&parts, Element::F16).expect("a format");
+            assert_ne!(on_gpu, Format::Half, "{format}");
+            let layout = Layout::new(on_gpu, Arrangement::Stacked, &[n_out], n_in).expect("fits");
+            let mut packed = Packed::zeroed(&layout);
+            let source = code_source(&matrix).expect("codes");
+            pack(&layout, 0, source, &mut packed).expect("packed");
+            let found = unpack(&layout, 0, &packed, Element::F16);
+            for (row, expected) in expected.chunks_exact(n_in).enumerate() {
+                let found = &found[row * layout.padded_k()..][..n_in];
+                for (found, expected) in found.chunks_exact(32).zip(expected.chunks_exact(32)) {
+                    let largest = expected.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
+                    let limit = f64::from(largest) / 500.0 + 1e-6;
+                    for (found, expected) in found.iter().zip(expected) {
+                        assert!(
+                            (found - f64::from(*expected)).abs() <= limit,
+                            "{format} as {on_gpu:?}, row {row}: {found} for {expected}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

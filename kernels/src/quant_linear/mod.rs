@@ -31,7 +31,7 @@ mod activations;
 mod blocks;
 mod codebooks;
 mod cpu;
-mod pack;
+pub(crate) mod pack;
 pub mod reference;
 mod round;
 mod small_k_blocks;

@@ -22,16 +22,18 @@ const FP4_GROUP: usize = 16;
 const AWQ_COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 /// Sixteen rows of codes, scales and minima, row after row.
-struct TileCodes {
+pub(crate) struct TileCodes {
     n_in: usize,
     n_groups: usize,
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    /// Minima or zeros.
-    mins: Vec<f32>,
+    /// `[16][n_in]`
+    pub codes: Vec<u8>,
+    /// `[16][n_groups]`
+    pub scales: Vec<f32>,
+    /// Minima or zeros, as many.
+    pub mins: Vec<f32>,
 }
 
-fn layout_of(source: QuantSource<'_>, n_in: usize) -> PackedLayout {
+pub(crate) fn layout_of(source: QuantSource<'_>, n_in: usize) -> PackedLayout {
     match source {
         QuantSource::Blocks { format, .. } => format.layout(),
         QuantSource::Awq { group_size, .. } => PackedLayout {
@@ -60,7 +62,11 @@ fn layout_of(source: QuantSource<'_>, n_in: usize) -> PackedLayout {
     }
 }
 
-fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<(), KernelError> {
+pub(crate) fn check_source(
+    n_out: usize,
+    n_in: usize,
+    source: QuantSource<'_>,
+) -> Result<(), KernelError> {
     let multiple = |what, found: usize, of: usize| {
         if found > 0 && found.is_multiple_of(of) {
             return Ok(());
@@ -136,13 +142,7 @@ pub(super) fn pack(
     let n_threads = pool.n_threads();
     let overflowed = AtomicBool::new(false);
     pool.run(&|thread| {
-        let mut scratch = TileCodes {
-            n_in,
-            n_groups,
-            codes: vec![0; TILE_ROWS * n_in],
-            scales: vec![0.0; TILE_ROWS * n_groups],
-            mins: vec![0.0; TILE_ROWS * n_groups],
-        };
+        let mut scratch = TileCodes::new(n_in, n_groups);
         for tile in share(n_tiles, thread, n_threads) {
             let n_rows = (n_out - tile * TILE_ROWS).min(TILE_ROWS);
             scratch.read(source, n_out, tile * TILE_ROWS, n_rows);
@@ -172,7 +172,11 @@ pub(super) fn pack(
     })
 }
 
-fn row_scales_of(source: QuantSource<'_>, n_out: usize, n_in: usize) -> Option<Vec<f32>> {
+pub(crate) fn row_scales_of(
+    source: QuantSource<'_>,
+    n_out: usize,
+    n_in: usize,
+) -> Option<Vec<f32>> {
     match source {
         QuantSource::Int8 { scales, .. } => Some(scales.to_vec()),
         // Codes are twice the numbers.
@@ -192,7 +196,24 @@ fn row_scales_of(source: QuantSource<'_>, n_out: usize, n_in: usize) -> Option<V
 }
 
 impl TileCodes {
-    fn read(&mut self, source: QuantSource<'_>, n_out: usize, first_row: usize, n_rows: usize) {
+    pub(crate) fn new(n_in: usize, n_groups: usize) -> Self {
+        Self {
+            n_in,
+            n_groups,
+            codes: vec![0; TILE_ROWS * n_in],
+            scales: vec![0.0; TILE_ROWS * n_groups],
+            mins: vec![0.0; TILE_ROWS * n_groups],
+        }
+    }
+
+    /// Rows `first_row ..`, of a source that [`check_source`] found right.
+    pub(crate) fn read(
+        &mut self,
+        source: QuantSource<'_>,
+        n_out: usize,
+        first_row: usize,
+        n_rows: usize,
+    ) {
         match source {
             QuantSource::Blocks { format, bytes } => {
                 let row_bytes = self.n_in / format.block_len() * format.block_bytes();

@@ -34,6 +34,12 @@ struct Layer {
     bias: Vec<f32>,
 }
 
+/// Those that are streamed.
+fn rows_of(format: Format) -> impl Iterator<Item = usize> {
+    let most = format.max_stream_rows();
+    ROWS.into_iter().filter(move |m| *m <= most)
+}
+
 impl Layer {
     fn new(gpu: &Gpu, rng: &mut StdRng, format: Format) -> Self {
         let element = gpu.kernels.element();
@@ -47,7 +53,7 @@ impl Layer {
         let mut down = case(Arrangement::Stacked, &[hidden], GATED);
         let mut qkv = case(Arrangement::Stacked, &[160, 40], hidden);
         for case in [&mut o, &mut gate_up, &mut down, &mut qkv] {
-            for m in ROWS {
+            for m in rows_of(format) {
                 let plan = choose_plan(&case.layout, m, gpu.kernels.limits()).expect("a plan");
                 let variant = Variant::Stream(plan);
                 case.linear.set_variant(m, variant).expect("it can run");
@@ -263,7 +269,8 @@ fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: 
     let mut rng = StdRng::seed_from_u64(31);
     for format in formats {
         let layer = Layer::new(gpu, &mut rng, *format);
-        for (&m, &before) in rows.iter().flat_map(|m| before.iter().map(move |b| (m, b))) {
+        let streamed = rows.iter().filter(|m| **m <= format.max_stream_rows());
+        for (&m, &before) in streamed.flat_map(|m| before.iter().map(move |b| (m, b))) {
             let rows = Rows::new(gpu, &mut rng, &layer, m);
             let h: Vec<f32> = (0..m * layer.hidden)
                 .map(|_| rng.random_range(-9.0..9.0))
@@ -304,7 +311,9 @@ fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: 
 #[test]
 fn a_layers_fused_norms_agree_with_f64() {
     for element in Element::ALL {
-        chains_agree_with_f64(&gpu(element), &Format::ALL, &ROWS, &[1.0]);
+        let mut formats = Format::ALL.to_vec();
+        formats.retain(|format| format.has_element(element));
+        chains_agree_with_f64(&gpu(element), &formats, &ROWS, &[1.0]);
     }
 }
 

@@ -46,6 +46,36 @@ fn projections(shape: Shape) -> Vec<Projection> {
             ..stacked("gate_up", vec![INTERMEDIATE; 2], HIDDEN, Epilogue::SiluMul)
         },
         stacked("down", vec![HIDDEN], INTERMEDIATE, Epilogue::AddResidual),
+        // As GGUF's Q4_K_M and FP8 have them.
+        Projection {
+            format: Format::MinG32,
+            arrangement: Arrangement::GateUp,
+            ..stacked(
+                "gate_up q4_k",
+                vec![INTERMEDIATE; 2],
+                HIDDEN,
+                Epilogue::SiluMul,
+            )
+        },
+        Projection {
+            format: Format::BytesG16,
+            ..stacked(
+                "down q6_k",
+                vec![HIDDEN],
+                INTERMEDIATE,
+                Epilogue::AddResidual,
+            )
+        },
+        Projection {
+            format: Format::Fp8,
+            arrangement: Arrangement::GateUp,
+            ..stacked(
+                "gate_up fp8",
+                vec![INTERMEDIATE; 2],
+                HIDDEN,
+                Epilogue::SiluMul,
+            )
+        },
         Projection {
             format: Format::Half,
             ..stacked("lm_head", vec![VOCAB], HIDDEN, Epilogue::StoreF32)

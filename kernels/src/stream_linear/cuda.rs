@@ -112,8 +112,15 @@ impl StreamLinear {
     ///
     /// # Errors
     ///
-    /// If the device has not as much free memory.
+    /// If the device has not as much free memory, or the kernels were loaded for other formats.
     pub fn new(kernels: &Arc<StreamLinearKernels>, layout: Layout) -> Result<Self, CudaError> {
+        if !kernels.takes(layout.format) {
+            let format = layout.format;
+            return Err(value_error(format!(
+                "no kernels for {format:?} with activations in {:?} were loaded",
+                kernels.element
+            )));
+        }
         let weights = Buffer::new(&kernels.device, layout.weight_bytes())?;
         let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
         let is_loaded = vec![false; layout.parts_n.len()];
@@ -343,10 +350,13 @@ impl StreamLinear {
                 };
                 return kernels.launch(stream, rows, &large_m);
             }
-            (Variant::Wgmma { rows }, LargeMKernels::Wgmma(kernels)) => {
+            (Variant::Wgmma { rows }, LargeMKernels::Wgmma(kernels, _)) => {
                 return kernels.launch(stream, rows, &large_m);
             }
-            (Variant::Mma { rows }, LargeMKernels::Mma(kernels)) => {
+            (
+                Variant::Mma { rows },
+                LargeMKernels::Mma(kernels) | LargeMKernels::Wgmma(_, Some(kernels)),
+            ) => {
                 return kernels.launch(stream, rows, &large_m);
             }
             (_, _) => return Err(not_there(variant, m, self.kernels.loaded()).into()),

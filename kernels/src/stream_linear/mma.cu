@@ -25,8 +25,6 @@
 // memory: sized by the host (mma.rs), at most 99 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023). Measurements: NOTES.md.
-#include <cuda/std/type_traits>
-
 constexpr int WARPS = 8;
 #include "mma_block.cuh"
 
@@ -50,15 +48,17 @@ struct Ring {
     // 32 KiB per block are in flight. At 128 rows a stage takes longer than a load, and registers are
     // scarce; one stage instead of two was 3 % slower. Up to 32 rows two blocks share an SM, and two stages
     // leave them enough registers. 16-bit weights are four times the words: one block.
-    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N == 8 ? 4 : 2;
-    static constexpr int BLOCKS_PER_SM = PER_CHUNK > 1 && N <= 4 ? 2 : 1;
+    // Weights of 8 bits are twice the words: half as many stages are as much under way, and one block. At 128
+    // rows two of their stages spill.
+    static constexpr int AHEAD = PER_CHUNK == 1 || (PER_CHUNK == 2 && N == 16) ? 1 : PER_CHUNK == 4 && N == 8 ? 4 : 2;
+    static constexpr int BLOCKS_PER_SM = PER_CHUNK == 4 && N <= 4 ? 2 : 1;
     // A stage is refilled one stage late, and warps arrive for a stage half a stage before it: 6 % faster
     // at 128 rows, 4 % at 64. With fewer rows there are few products, and a plain barrier of the block is
     // faster (16 rows: 55 instead of 64 us). 16-bit weights were measured this way only.
     static constexpr bool IS_LATE = N >= 8 || PER_CHUNK == 1;
     // Scales go on the sums of a group of 128 k instead of its weights, where those are more. At 32 rows the
     // second set of sums spills.
-    static constexpr bool ON_SUMS = F::GROUPS == 2 && N <= 3;
+    static constexpr bool ON_SUMS = F::SUM_GROUPS > 0 && F::SCALE_K == 128 && N <= 3;
     static constexpr int STAGES = AHEAD + 1 + IS_LATE;
     static constexpr int ROWS = N * 8, X_STAGE = ROWS * X_ROW_BYTES, X_SCALE_BYTES = 0;
     // Scales of the chunk that is multiplied, of one that a late warp may still read, and of those that
@@ -76,7 +76,7 @@ DEVICE void load_groups(G (&group)[WARP_TILES], const uint8_t* scales, int piece
         const int g = (threadIdx.x & 31) >> 2;
 #pragma unroll
         for (int t = 0; t < WARP_TILES; t++)
-            F::load_group(scales + t * F::SCALE_BYTES, (2 * piece + P) * F::GROUPS / 8, g, group[t]);
+            F::load_group(scales + t * F::SCALE_BYTES, (2 * piece + P) * F::GROUPS / F::PAIRS, g, group[t]);
     }
 }
 
@@ -195,7 +195,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
         for (; chunk < end; chunk++) {
             const uint8_t* scales_at = own_scales + slot * BLOCK_TILES * F::SCALE_BYTES;
             if (++slot == R::SLOTS) slot = 0;
-            cuda::std::conditional_t<R::ON_SUMS, GroupSumScale, GroupScale> group[WARP_TILES];
+            cuda::std::conditional_t<R::ON_SUMS, GroupSumScale, typename F::Group> group[WARP_TILES];
             float of_group[WARP_TILES][N][4];
             float(&sums)[WARP_TILES][N][4] = *(R::ON_SUMS ? &of_group : &acc);
 #pragma unroll
@@ -217,7 +217,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                 const uint32_t x_at = places.x + stage * R::X_STAGE;
                 const uint32_t rows_at = x_at + row_offset, odd_at = x_at + odd_offset;
                 if (++stage == S) stage = 0;
-                if (F::GROUPS != 2 || part % 2 == 0) load_groups<F>(group, scales_at, part, 0);
+                if (part * PIECE_K % F::SCALE_K == 0) load_groups<F>(group, scales_at, part, 0);
                 if (R::ON_SUMS && part % 2 == 0) clear(sums);
                 uint32_t a[WARP_TILES][2][4];
 #pragma unroll
@@ -226,7 +226,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                     F::scale_operands(a[t], group[t]);
                 }
                 multiply<0, N>(sums, a, rows_at, odd_at);
-                if constexpr (F::GROUPS == 8) load_groups<F>(group, scales_at, part, 1);
+                if constexpr (F::SCALE_K <= 32) load_groups<F>(group, scales_at, part, 1);
 #pragma unroll
                 for (int t = 0; t < WARP_TILES; t++) {
                     F::template operands<1>(own.w[t], a[t]);
@@ -263,7 +263,20 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
     MMA_LINEAR(name, format, 64)        \
     MMA_LINEAR(name, format, 128)
 
+// Of GGUF and FP8: fp16, and tiles of three sizes (`FEW_ROWS` in mma.rs).
+#define MMA_LINEAR_FEW(name, format) \
+    MMA_LINEAR(name, format, 24)     \
+    MMA_LINEAR(name, format, 64)     \
+    MMA_LINEAR(name, format, 128)
+
 MMA_LINEAR_FORMAT(mma_awq_g128, AwqFormat<1>)
 MMA_LINEAR_FORMAT(mma_awq_g64, AwqFormat<2>)
 MMA_LINEAR_FORMAT(mma_awq_g32, AwqFormat<4>)
 MMA_LINEAR_FORMAT(mma_half, HalfFormat)
+#ifndef ELEMENT_BF16
+MMA_LINEAR_FEW(mma_min_g32, MinFormat)
+MMA_LINEAR_FEW(mma_bytes_g32, BytesG32Format)
+MMA_LINEAR_FEW(mma_bytes_g16, BytesG16Format)
+MMA_LINEAR_FEW(mma_bytes_min_g16, BytesMinG16Format)
+MMA_LINEAR_FEW(mma_fp8, Fp8Format)
+#endif

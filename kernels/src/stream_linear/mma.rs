@@ -15,7 +15,9 @@ const BLOCK_TILES: usize = WARPS * WARP_TILES;
 /// k of a stage.
 const STAGE_K: usize = 64;
 /// Rows of a tile of work that kernels are compiled for.
-pub(super) const ROWS: [usize; 5] = [16, 24, 32, 64, 128];
+const ROWS: [usize; 5] = [16, 24, 32, 64, 128];
+/// Those for formats that do not have all variants.
+const FEW_ROWS: [usize; 3] = [24, 64, 128];
 /// Up to this many rows of a tile, two blocks of 4-bit weights fit a multiprocessor.
 const MAX_ROWS_OF_TWO_BLOCKS: usize = 32;
 /// Chunks of k that a block works on at least for two of them to be faster than one: between q, k and v of
@@ -87,8 +89,8 @@ impl MmaLinearParams {
 fn shared_bytes(format: Format, rows: usize) -> usize {
     let per_chunk = format.chunk_k() / STAGE_K;
     let ahead = match (per_chunk, rows) {
-        (1, _) => 1,
-        (_, 64) => 4,
+        (1, _) | (2, 128) => 1,
+        (4, 64) => 4,
         _ => 2,
     };
     let is_late = rows >= 64 || per_chunk == 1;
@@ -116,16 +118,26 @@ pub(super) fn check_units(kernel: &str, n_blocks: usize, layout: &Layout) -> Res
     })
 }
 
+/// Rows of the tiles that `format` has kernels for, ascending.
+pub(super) const fn rows(format: Format) -> &'static [usize] {
+    if format.has_all_variants() {
+        &ROWS
+    } else {
+        &FEW_ROWS
+    }
+}
+
 /// Rows of the tiles that `m` rows use by default: the fewest that hold them all.
-pub(super) fn tile_rows(m: usize) -> usize {
-    ROWS.into_iter().find(|rows| m <= *rows).unwrap_or(128)
+pub(super) fn tile_rows(format: Format, m: usize) -> usize {
+    let mut sizes = rows(format).iter().copied();
+    sizes.find(|rows| m <= *rows).unwrap_or(128)
 }
 
 /// Blocks of a launch: two a multiprocessor if the tiles have few rows and each block has enough to do.
 fn n_blocks(n_multiprocessors: usize, tile_rows: usize, m: usize, layout: &Layout) -> usize {
     let n_tiles = layout.n_tiles.div_ceil(BLOCK_TILES) * m.div_ceil(tile_rows);
     let enough = 2 * n_multiprocessors * MIN_CHUNKS_OF_TWO_BLOCKS;
-    let fits_twice = layout.format != Format::Half && tile_rows <= MAX_ROWS_OF_TWO_BLOCKS;
+    let fits_twice = layout.format.code_bits() == 4 && tile_rows <= MAX_ROWS_OF_TWO_BLOCKS;
     if fits_twice && n_tiles * layout.n_chunks >= enough {
         2 * n_multiprocessors
     } else {
@@ -135,8 +147,8 @@ fn n_blocks(n_multiprocessors: usize, tile_rows: usize, m: usize, layout: &Layou
 
 #[derive(Debug)]
 pub(super) struct MmaKernels {
-    /// [format][rows]
-    variants: Vec<Kernel>,
+    /// [format][rows of it]
+    variants: Vec<Vec<Kernel>>,
     /// [blocks][2][256 columns * rows of a tile]: sums of tiles that several blocks share
     parts: Buffer<f32>,
     /// [tiles that are cut], zero between launches
@@ -153,16 +165,21 @@ impl MmaKernels {
         let device: &Device = stream.device();
         let properties = device.properties();
         let shared_room = properties.shared_bytes_per_block;
-        let mut variants = Vec::with_capacity(Format::ALL.len() * ROWS.len());
-        for format in Format::ALL {
-            for rows in ROWS {
-                let prefix = format.kernel_prefix().replacen("stream", "mma", 1);
-                let kernel = element.kernel(device, SOURCE, &format!("{prefix}_{rows}"))?;
-                kernel.set_max_dynamic_shared(shared_room)?;
-                kernel.set_shared_carveout(100)?;
-                variants.push(kernel);
-            }
-        }
+        let load = |format: Format, rows: &usize| -> Result<Kernel, CudaError> {
+            let name = format!("mma_{}_{rows}", format.kernel_name());
+            let kernel = element.kernel(device, SOURCE, &name)?;
+            kernel.set_max_dynamic_shared(shared_room)?;
+            kernel.set_shared_carveout(100)?;
+            Ok(kernel)
+        };
+        let load_all = |format: Format| {
+            let rows = rows(format).iter().filter(|_| format.has_element(element));
+            rows.map(|rows| load(format, rows)).collect()
+        };
+        let variants = Format::ALL
+            .into_iter()
+            .map(load_all)
+            .collect::<Result<_, _>>()?;
         let n_multiprocessors = properties.n_multiprocessors;
         let part = BLOCK_TILES * 16 * ROWS[ROWS.len() - 1];
         Ok(Self {
@@ -176,7 +193,7 @@ impl MmaKernels {
         })
     }
 
-    /// In tiles of `tile_rows` rows, one of [`ROWS`]; tiled x has whole tiles of them.
+    /// In tiles of `tile_rows` rows, one of the format's [`rows`]; tiled x has whole tiles of them.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -190,9 +207,10 @@ impl MmaKernels {
             found,
             limit,
         };
-        let variant = ROWS
+        let kernel = rows(layout.format)
             .iter()
-            .position(|rows| *rows == tile_rows)
+            .zip(&self.variants[layout.format as usize])
+            .find_map(|(rows, kernel)| (*rows == tile_rows).then_some(kernel))
             .ok_or_else(|| limit("the rows of a tile", tile_rows, ROWS[ROWS.len() - 1]))?;
         let rows_read = launch.m.next_multiple_of(tile_rows);
         if rows_read > launch.x_rows {
@@ -224,12 +242,11 @@ impl MmaKernels {
             shared_bytes
         };
         config.dependent = launch.dependent;
-        let index = layout.format as usize * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block (twice the blocks have at most a quarter
         // of the rows), tickets one for each tile that is cut, which are fewer than the blocks; the kernel has
         // the shared memory that it counts.
-        unsafe { self.variants[index].launch(stream, &config, &params) }
+        unsafe { kernel.launch(stream, &config, &params) }
     }
 }
 
@@ -250,6 +267,18 @@ mod tests {
         for (format, bytes) in expected {
             let found = ROWS.map(|rows| shared_bytes(format, rows));
             assert_eq!(found, bytes, "{format:?}");
+        }
+        let expected = [
+            (Format::MinG32, [25_608, 73_736, 81_928]),
+            (Format::BytesG32, [15_368, 38_920, 53_256]),
+            (Format::BytesG16, [21_512, 45_064, 57_352]),
+            (Format::BytesMinG16, [33_800, 57_352, 65_544]),
+            (Format::Fp8, [12_296, 35_848, 51_208]),
+        ];
+        for (format, bytes) in expected {
+            let found = FEW_ROWS.map(|rows| shared_bytes(format, rows));
+            assert_eq!(found, bytes, "{format:?}");
+            assert_eq!(rows(format), FEW_ROWS);
         }
     }
 

@@ -5,9 +5,11 @@
 //! it. Up to 8 rows are streamed by `stream_linear.cu`; from 9 rows on, with x in tiles, `wgmma.cu`
 //! takes over on sm_90 and `mma.cu` elsewhere, unless a timed choice replaced the rule ([`Variant`]). Kernels
 //! that were loaded for it multiply AWQ weights in groups of 128 with 8-bit activations there
-//! (`mma_int8.cu`). Here are the formats, the packed layout, the shared memory that a launch needs and
+//! (`mma_int8.cu`). Formats of GGUF and FP8 are packed on the host ([`codes`]) and have no variant in
+//! `wgmma.cu`. Here are the formats, the packed layout, the shared memory that a launch needs and
 //! the choice of its shape; [`StreamLinear`] owns the weights and launches.
 
+pub mod codes;
 mod cuda;
 mod mma;
 mod mma_int8;
@@ -27,6 +29,7 @@ pub use random::fill_normal;
 pub use variant::{LoadedKernels, Variant, candidates, default_variant};
 
 use crate::KernelError;
+use crate::cuda::Element;
 use crate::shared_with_device::shared_constants;
 
 const OP: &str = "stream_linear";
@@ -46,28 +49,70 @@ pub const TILE_COLUMNS: usize = 16;
 /// Packed weights of one tile and one chunk of k.
 pub const CHUNK_BYTES: usize = 2048;
 const AWQ_CHUNK_K: usize = 256;
+const BYTE_CHUNK_K: usize = 128;
 const HALF_CHUNK_K: usize = 64;
-/// Scales and zero points of one tile and one group: 16 fp16 and 16 nibbles.
-const GROUP_BYTES: usize = TILE_COLUMNS * 2 + TILE_COLUMNS / 2;
+/// Scales of one tile and one group: 16 fp16.
+const GROUP_SCALE_BYTES: usize = TILE_COLUMNS * 2;
+/// Scales and zero points: 16 fp16 and 16 nibbles.
+const GROUP_BYTES: usize = GROUP_SCALE_BYTES + TILE_COLUMNS / 2;
+/// Scales and minima in fp16.
+const MIN_GROUP_BYTES: usize = 2 * GROUP_SCALE_BYTES;
+/// Scales in fp32.
+const FLOAT_GROUP_BYTES: usize = TILE_COLUMNS * 4;
 
 shared_constants! {
     in "stream_linear/weight_layout.cuh" {
-        TILE_COLUMNS, CHUNK_BYTES, AWQ_CHUNK_K, HALF_CHUNK_K, GROUP_BYTES
+        TILE_COLUMNS, CHUNK_BYTES, AWQ_CHUNK_K, BYTE_CHUNK_K, HALF_CHUNK_K, GROUP_SCALE_BYTES, GROUP_BYTES,
+        MIN_GROUP_BYTES, FLOAT_GROUP_BYTES
     }
 }
 
-/// How the weights are stored. AWQ: 4-bit, one fp16 scale and 4-bit zero point a group of k. Half:
-/// 16-bit, fp16 or bf16 as the activations are.
+/// How the weights are stored, as `weight_layout.cuh` lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
+    /// 4 bits, `s (q - z)`: one fp16 scale and 4-bit zero point a group of k.
     AwqG128,
     AwqG64,
     AwqG32,
+    /// 16 bits, fp16 or bf16 as the activations are.
     Half,
+    /// 4 bits, `s q + m`: an fp16 scale and an fp16 minimum for 32 of k.
+    MinG32,
+    /// 8 bits, signed, with an fp16 scale for 32 of k.
+    BytesG32,
+    /// The same for 16 of k.
+    BytesG16,
+    /// 8 bits, signed, `s q + m`, with both in fp16 for 16 of k.
+    BytesMinG16,
+    /// E4M3 with an fp32 scale for 128 of k.
+    Fp8,
+}
+
+/// What a group has besides its scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GroupScales {
+    /// fp16 and 4-bit zero points.
+    Zero,
+    /// fp16.
+    Plain,
+    /// fp16, and a minimum in fp16.
+    Minimum,
+    /// fp32.
+    Float,
 }
 
 impl Format {
-    pub const ALL: [Self; 4] = [Self::AwqG128, Self::AwqG64, Self::AwqG32, Self::Half];
+    pub const ALL: [Self; 9] = [
+        Self::AwqG128,
+        Self::AwqG64,
+        Self::AwqG32,
+        Self::Half,
+        Self::MinG32,
+        Self::BytesG32,
+        Self::BytesG16,
+        Self::BytesMinG16,
+        Self::Fp8,
+    ];
 
     /// The AWQ format with `group` values of k to a scale: 32, 64 or 128.
     ///
@@ -88,21 +133,58 @@ impl Format {
         }
     }
 
+    /// The group size of an AWQ format; `None` for the others.
+    pub const fn awq_group(self) -> Option<usize> {
+        match self {
+            Self::AwqG128 | Self::AwqG64 | Self::AwqG32 => self.group(),
+            _ => None,
+        }
+    }
+
     /// Values of k to a scale; `None` for 16-bit weights.
     pub const fn group(self) -> Option<usize> {
         match self {
-            Self::AwqG128 => Some(128),
+            Self::AwqG128 | Self::Fp8 => Some(128),
             Self::AwqG64 => Some(64),
-            Self::AwqG32 => Some(32),
+            Self::AwqG32 | Self::MinG32 | Self::BytesG32 => Some(32),
+            Self::BytesG16 | Self::BytesMinG16 => Some(16),
+            Self::Half => None,
+        }
+    }
+
+    /// What k must be a multiple of. The last group of 128 with an fp32 scale may be shorter.
+    pub const fn k_step(self) -> usize {
+        match (self, self.group()) {
+            (Self::Fp8, _) | (_, None) => 1,
+            (_, Some(group)) => group,
+        }
+    }
+
+    /// Bits of a code.
+    pub const fn code_bits(self) -> usize {
+        match self {
+            Self::AwqG128 | Self::AwqG64 | Self::AwqG32 | Self::MinG32 => 4,
+            Self::BytesG32 | Self::BytesG16 | Self::BytesMinG16 | Self::Fp8 => 8,
+            Self::Half => 16,
+        }
+    }
+
+    pub(crate) const fn scales(self) -> Option<GroupScales> {
+        match self {
+            Self::AwqG128 | Self::AwqG64 | Self::AwqG32 => Some(GroupScales::Zero),
+            Self::BytesG32 | Self::BytesG16 => Some(GroupScales::Plain),
+            Self::MinG32 | Self::BytesMinG16 => Some(GroupScales::Minimum),
+            Self::Fp8 => Some(GroupScales::Float),
             Self::Half => None,
         }
     }
 
     /// Values of k in a chunk.
     pub const fn chunk_k(self) -> usize {
-        match self {
-            Self::Half => HALF_CHUNK_K,
-            _ => AWQ_CHUNK_K,
+        match self.code_bits() {
+            4 => AWQ_CHUNK_K,
+            8 => BYTE_CHUNK_K,
+            _ => HALF_CHUNK_K,
         }
     }
 
@@ -114,18 +196,66 @@ impl Format {
         }
     }
 
-    /// Bytes of scales and zeros of one tile and one chunk.
-    pub const fn scale_bytes(self) -> usize {
-        self.chunk_groups() * GROUP_BYTES
+    /// Groups of a chunk whose scales `stream_linear.cu` applies to sums, for which it adds up x.
+    pub(crate) const fn sum_groups(self) -> usize {
+        match self.code_bits() {
+            4 => self.chunk_groups(),
+            _ => 0,
+        }
     }
 
-    const fn kernel_prefix(self) -> &'static str {
+    /// Bytes of scales, zeros and minima of one tile and one chunk.
+    pub const fn scale_bytes(self) -> usize {
+        let of_group = match self.scales() {
+            Some(GroupScales::Zero) => GROUP_BYTES,
+            Some(GroupScales::Plain) => GROUP_SCALE_BYTES,
+            Some(GroupScales::Minimum) => MIN_GROUP_BYTES,
+            Some(GroupScales::Float) => FLOAT_GROUP_BYTES,
+            None => 0,
+        };
+        self.chunk_groups() * of_group
+    }
+
+    /// The kernels' name without `stream`, `mma` or `wgmma`.
+    pub(crate) const fn kernel_name(self) -> &'static str {
         match self {
-            Self::AwqG128 => "stream_awq_g128",
-            Self::AwqG64 => "stream_awq_g64",
-            Self::AwqG32 => "stream_awq_g32",
-            Self::Half => "stream_half",
+            Self::AwqG128 => "awq_g128",
+            Self::AwqG64 => "awq_g64",
+            Self::AwqG32 => "awq_g32",
+            Self::Half => "half",
+            Self::MinG32 => "min_g32",
+            Self::BytesG32 => "bytes_g32",
+            Self::BytesG16 => "bytes_g16",
+            Self::BytesMinG16 => "bytes_min_g16",
+            Self::Fp8 => "fp8",
         }
+    }
+
+    /// AWQ and 16 bits: formats with every variant of every kernel. The others have those that are chosen.
+    const fn has_all_variants(self) -> bool {
+        matches!(
+            self,
+            Self::AwqG128 | Self::AwqG64 | Self::AwqG32 | Self::Half
+        )
+    }
+
+    /// Rows up to which `stream_linear.cu` has variants.
+    pub const fn max_stream_rows(self) -> usize {
+        if self.has_all_variants() {
+            MAX_ROWS
+        } else {
+            RowBucket::Up16.max()
+        }
+    }
+
+    /// Whether there are kernels for activations of this element: of packed codes other than AWQ's for fp16 alone.
+    pub fn has_element(self, element: Element) -> bool {
+        self.has_all_variants() || element == Element::F16
+    }
+
+    /// Whether `wgmma.cu` multiplies this format; `mma.cu` has all of them.
+    pub const fn has_wgmma(self) -> bool {
+        self.has_all_variants()
     }
 }
 
@@ -192,8 +322,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Errors unless the kernels can take it: k a multiple of the group, AWQ columns a multiple
-    /// of 8, stacked parts (but the last) a multiple of 16, gate and up of one size.
+    /// Errors unless the kernels can take it: k a multiple of the group, stacked parts (but the last) a multiple of
+    /// 16, gate and up of one size.
     ///
     /// ```
     /// use kernels::stream_linear::{Arrangement, Format, Layout};
@@ -221,7 +351,7 @@ impl Layout {
             found,
             expected,
         };
-        let step = format.group().unwrap_or(1);
+        let step = format.k_step();
         if k == 0 || !k.is_multiple_of(step) {
             return Err(shape("k", k, format!("a positive multiple of {step}")));
         }
@@ -240,7 +370,6 @@ impl Layout {
         for (i, &n) in parts_n.iter().enumerate() {
             let step = match arrangement {
                 Arrangement::Stacked if i + 1 < parts_n.len() => TILE_COLUMNS,
-                _ if format.group().is_some() => 8,
                 _ => 1,
             };
             if n == 0 || !n.is_multiple_of(step) {

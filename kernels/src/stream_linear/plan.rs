@@ -30,14 +30,19 @@ impl RowBucket {
     ///
     /// [`KernelError::Shape`] if `m` is not from 1 to [`MAX_ROWS`].
     pub fn of(m: usize) -> Result<Self, KernelError> {
+        Self::of_at_most(m, MAX_ROWS)
+    }
+
+    /// The smallest variant for `m` rows of a format with variants for up to `most`.
+    fn of_at_most(m: usize, most: usize) -> Result<Self, KernelError> {
         Self::ALL
             .into_iter()
-            .find(|rows| m > 0 && m <= rows.max())
+            .find(|rows| m > 0 && m <= rows.max() && rows.max() <= most)
             .ok_or_else(|| KernelError::Shape {
                 op: OP,
                 what: "the number of rows",
                 found: m,
-                expected: format!("1 to {MAX_ROWS}"),
+                expected: format!("1 to {most}"),
             })
     }
 
@@ -128,7 +133,7 @@ pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimit
     let weights = rings * CHUNK_BYTES;
     let scales = rings * format.scale_bytes();
     let x = m.min(plan.rows.max()) * (plan.phase_chunks * format.chunk_k() * 2 + X_ROW_PAD_BYTES);
-    let sums = plan.phase_chunks * format.chunk_groups() * plan.rows.max() * 4;
+    let sums = plan.phase_chunks * format.sum_groups() * plan.rows.max() * 4;
     let slots = (n_block_tiles(layout, plan) + n_warps) * TILE_COLUMNS * m.next_multiple_of(2) * 4;
     let factors = plan.rows.max() * 4;
     barriers + weights + scales + x + sums + factors + slots
@@ -144,8 +149,8 @@ fn n_block_tiles(layout: &Layout, plan: &Plan) -> usize {
 ///
 /// # Errors
 ///
-/// [`KernelError::Shape`] if `m` is not from 1 to [`MAX_ROWS`], [`KernelError::Value`] if no
-/// plan fits the device.
+/// [`KernelError::Shape`] if `m` is not from 1 to what the format has variants for
+/// ([`Format::max_stream_rows`](super::Format::max_stream_rows)), [`KernelError::Value`] if no plan fits the device.
 pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<Plan, KernelError> {
     let mut best: Option<(f64, Plan)> = None;
     each_plan(layout, m, limits, |cost, plan| {
@@ -197,7 +202,7 @@ fn each_plan(
     limits: &DeviceLimits,
     mut visit: impl FnMut(f64, Plan),
 ) -> Result<(), KernelError> {
-    let rows = RowBucket::of(m)?;
+    let rows = RowBucket::of_at_most(m, layout.format.max_stream_rows())?;
     let mut any_fits = false;
     // More waves mean fewer columns for each block, so smaller sums and deeper rings, but x is read
     // again.
@@ -279,11 +284,15 @@ pub(super) fn check_plan(
         found,
         expected,
     };
-    if m == 0 || m > plan.rows.max() {
+    let most = plan.rows.max().min(layout.format.max_stream_rows());
+    if m == 0 || m > most {
+        return Err(wrong("the number of rows", m, format!("1 to {most}")));
+    }
+    if plan.rows.max() > most {
         return Err(wrong(
-            "the number of rows",
-            m,
-            format!("1 to {}", plan.rows.max()),
+            "the rows of a variant",
+            plan.rows.max(),
+            format!("at most {most}"),
         ));
     }
     if !RANKS.contains(&plan.n_ranks) || plan.n_ranks > layout.n_chunks {

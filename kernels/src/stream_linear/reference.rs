@@ -1,12 +1,14 @@
 //! The packed layout and the product in plain Rust, as the reference for the CUDA sources.
 //!
-//! `pack_*` follows the writer (`repack.cu`); `unpack` follows the reader (`stream_linear.cu`),
-//! with its shifts and masks, so that a mistake in either shows.
+//! `pack_*` follows the writer (`repack.cu`); `unpack` follows the reader (`packed_weights.cuh`),
+//! with its shifts and masks, so that a mistake in either, or in [`super::codes`], shows.
 
 use half::f16;
 
-use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, Layout, TILE_COLUMNS};
+pub use super::codes::Packed;
+use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, GroupScales, Layout, TILE_COLUMNS};
 use crate::cuda::Element;
+use crate::lanes::e4m3;
 
 /// An AWQ matrix in the checkpoint's layout.
 #[derive(Debug, Clone)]
@@ -45,21 +47,68 @@ impl AwqMatrix {
     }
 }
 
-/// Packed weights and group data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packed {
-    /// `[n_tiles][n_chunks][2048]`
-    pub weights: Vec<u8>,
-    /// `[n_tiles][n_chunks][scale_bytes]`
-    pub scales: Vec<u8>,
+/// Rows of codes as the other formats have them, with what they mean.
+#[derive(Debug, Clone)]
+pub struct CodeMatrix {
+    pub format: Format,
+    pub n: usize,
+    pub k: usize,
+    /// `[n][k]`: 4 bits unsigned, 8 bits signed or E4M3.
+    pub codes: Vec<u8>,
+    /// `[n][groups of k]`, in the precision of the format.
+    pub scales: Vec<f32>,
+    /// The same; zero without minima.
+    pub mins: Vec<f32>,
 }
 
-impl Packed {
-    pub fn zeroed(layout: &Layout) -> Self {
+impl CodeMatrix {
+    /// A number of every code that is no NaN, and scales and minima as the format's precision has them. `scale`: between
+    /// half and one and a half of it. `bits` is a source of random bits.
+    pub fn random(
+        format: Format,
+        (n, k): (usize, usize),
+        scale: f32,
+        mut bits: impl FnMut() -> u32,
+    ) -> Self {
+        let group = format.group().unwrap_or(1);
+        let n_scales = n * k.div_ceil(group);
+        let codes = (0..n * k).map(|_| match (format, bits() as u8) {
+            (Format::Fp8, code) => code & 0xbf,
+            (Format::MinG32, code) => code & 15,
+            (_, code) => code,
+        });
+        let codes = codes.collect();
+        let mut uniform = || (bits() >> 8) as f32 / (1 << 24) as f32;
+        let stored = |value: f32| match format {
+            Format::Fp8 => value,
+            _ => f16::from_f32(value).to_f32(),
+        };
+        let scales = (0..n_scales).map(|_| stored(scale * (0.5 + uniform())));
+        let scales = scales.collect();
+        let has_minimum = format.scales() == Some(GroupScales::Minimum);
+        let least = if has_minimum { -16.0 * scale } else { 0.0 };
+        let mins = (0..n_scales).map(|_| stored(least * uniform())).collect();
         Self {
-            weights: vec![0; layout.weight_bytes()],
-            scales: vec![0; layout.scale_bytes()],
+            format,
+            n,
+            k,
+            codes,
+            scales,
+            mins,
         }
+    }
+
+    /// In f64, exactly.
+    pub fn weight(&self, column: usize, k: usize) -> f64 {
+        let group = self.format.group().unwrap_or(1);
+        let at = column * self.k.div_ceil(group) + k / group;
+        let code = self.codes[column * self.k + k];
+        let value = match (self.format, self.format.code_bits()) {
+            (Format::Fp8, _) => f64::from(e4m3::to_f32(code)),
+            (_, 4) => f64::from(code),
+            _ => f64::from(code.cast_signed()),
+        };
+        value * f64::from(self.scales[at]) + f64::from(self.mins[at])
     }
 }
 
@@ -162,43 +211,124 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -
             let (vector, j, within) = (inside / 32, inside % 32 / 8, inside % 8);
             let (i, pair, half_index) = (within / 4, within % 4 / 2, within % 2);
             let (lane, register) = (g * 4 + j, pair * 2 + is_high);
-            values[column * padded_k + k] = if layout.format == Format::Half {
-                let at = (2 * vector + i) * 512 + lane * 16 + register * 4 + half_index * 2;
-                let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-                f64::from(element.value(bits))
-            } else {
-                let at = vector / 2 * 512 + lane * 16 + vector % 2 * 8 + i * 4;
-                let w =
-                    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-                let shifted = match (element, register) {
-                    (Element::F16, 0) => w << 4,
-                    (Element::F16, 1) => w,
-                    (Element::F16, 2) => w >> 4,
-                    (Element::F16, _) => w.rotate_right(8),
-                    (Element::Bf16, 0) => w << 1,
-                    (Element::Bf16, 1) => w >> 3,
-                    (Element::Bf16, 2) => w >> 7,
-                    (Element::Bf16, _) => w.rotate_right(11),
-                };
-                let (nibbles, sixteens, nibble_bit) = match element {
-                    Element::F16 => (0x03c0_03c0, 0x4c00_4c00, 6),
-                    Element::Bf16 => (0x0078_0078, 0x4180_4180, 3),
-                };
-                let sixteen_plus = |bits: u32, half_index: usize| {
-                    let bits = bits & nibbles | sixteens;
-                    f64::from(element.value((bits >> (16 * half_index)) as u16))
-                };
-                let data = &packed.scales[home * groups * 40..][..groups * 40];
-                let group = inside / (chunk_k / groups);
-                let at = group * 32 + g * 4 + is_high * 2;
-                let scale = f16::from_le_bytes([data[at], data[at + 1]]).to_f64();
-                let z = u32::from(data[groups * 32 + group * 8 + g]);
-                let zero = sixteen_plus(z << nibble_bit | z << (nibble_bit + 12), is_high);
-                (sixteen_plus(shifted, half_index) - zero) * scale
+            let place = Place {
+                vector,
+                i,
+                lane,
+                register,
+                half_index,
+                group: inside * groups / chunk_k,
+                g,
+                is_high,
+            };
+            let data =
+                &packed.scales[home * layout.format.scale_bytes()..][..layout.format.scale_bytes()];
+            values[column * padded_k + k] = match layout.format.code_bits() {
+                16 => {
+                    let at = (2 * vector + i) * 512 + lane * 16 + register * 4 + half_index * 2;
+                    let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                    f64::from(element.value(bits))
+                }
+                8 => {
+                    byte_value(layout.format, bytes, &place) * place.scale(layout.format, data)
+                        + place.minimum(layout.format, data)
+                }
+                _ => nibble_value(layout.format, bytes, data, &place, element),
             };
         }
     }
     values
+}
+
+/// Where the kernels find one weight of a chunk.
+struct Place {
+    vector: usize,
+    /// Of the vector's two products.
+    i: usize,
+    lane: usize,
+    register: usize,
+    half_index: usize,
+    group: usize,
+    g: usize,
+    /// 1 for columns from g + 8 on.
+    is_high: usize,
+}
+
+impl Place {
+    fn half(data: &[u8], at: usize) -> f64 {
+        f16::from_le_bytes([data[at], data[at + 1]]).to_f64()
+    }
+
+    fn scale(&self, format: Format, data: &[u8]) -> f64 {
+        let Self {
+            group, g, is_high, ..
+        } = *self;
+        match format.scales() {
+            Some(GroupScales::Minimum) => Self::half(data, group * 64 + g * 8 + is_high * 2),
+            Some(GroupScales::Float) => {
+                let at = g * 8 + is_high * 4;
+                let bytes = [data[at], data[at + 1], data[at + 2], data[at + 3]];
+                f64::from(f32::from_le_bytes(bytes))
+            }
+            _ => Self::half(data, group * 32 + g * 4 + is_high * 2),
+        }
+    }
+
+    fn minimum(&self, format: Format, data: &[u8]) -> f64 {
+        let Self {
+            group, g, is_high, ..
+        } = *self;
+        match format.scales() {
+            Some(GroupScales::Minimum) => Self::half(data, group * 64 + g * 8 + 4 + is_high * 2),
+            _ => 0.0,
+        }
+    }
+}
+
+/// An 8-bit code as `IntegerBytes` and `E4m3Bytes` take it out of a lane's bytes.
+fn byte_value(format: Format, chunk: &[u8], place: &Place) -> f64 {
+    let at = place.vector * 512 + place.lane * 16;
+    let word_at = at + place.i * 8 + place.register / 2 * 4;
+    let code = chunk[word_at + place.register % 2 * 2 + place.half_index];
+    if format == Format::Fp8 {
+        let bits = u16::from(code & 0x80) << 8 | u16::from(code & 0x7f) << 7;
+        f16::from_bits(bits).to_f64() * 256.0
+    } else {
+        f16::from_bits(0x6400 | u16::from(code)).to_f64() - 1152.0
+    }
+}
+
+fn nibble_value(format: Format, chunk: &[u8], data: &[u8], place: &Place, element: Element) -> f64 {
+    let at = place.vector / 2 * 512 + place.lane * 16 + place.vector % 2 * 8 + place.i * 4;
+    let w = u32::from_le_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]]);
+    let shifted = match (element, place.register) {
+        (Element::F16, 0) => w << 4,
+        (Element::F16, 1) => w,
+        (Element::F16, 2) => w >> 4,
+        (Element::F16, _) => w.rotate_right(8),
+        (Element::Bf16, 0) => w << 1,
+        (Element::Bf16, 1) => w >> 3,
+        (Element::Bf16, 2) => w >> 7,
+        (Element::Bf16, _) => w.rotate_right(11),
+    };
+    let (nibbles, sixteens, nibble_bit) = match element {
+        Element::F16 => (0x03c0_03c0, 0x4c00_4c00, 6),
+        Element::Bf16 => (0x0078_0078, 0x4180_4180, 3),
+    };
+    let sixteen_plus = |bits: u32, half_index: usize| {
+        let bits = bits & nibbles | sixteens;
+        f64::from(element.value((bits >> (16 * half_index)) as u16))
+    };
+    let (value, scale) = (
+        sixteen_plus(shifted, place.half_index),
+        place.scale(format, data),
+    );
+    if format == Format::MinG32 {
+        return (value - 16.0) * scale + place.minimum(format, data);
+    }
+    let z = u32::from(data[format.chunk_groups() * 32 + place.group * 8 + place.g]);
+    let zero = sixteen_plus(z << nibble_bit | z << (nibble_bit + 12), place.is_high);
+    (value - zero) * scale
 }
 
 /// A row of x in 8 bits as rounded by `quantize_rows.cu`: values, and a scale for every 128 of k.

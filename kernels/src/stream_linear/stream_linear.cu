@@ -3,7 +3,7 @@
 //
 // At these sizes the product is bound by the read of W, so the kernel is built around that one stream:
 //   * W lies in memory in the order in which the matrix instruction reads it (see repack.cu), in
-//     chunks of 16 columns x 256 k (AWQ) or 64 k (16-bit), CHUNK_BYTES each. One bulk copy loads a
+//     chunks of 16 columns x 256 k (4 bits), 128 k (8) or 64 k (16), CHUNK_BYTES each. One bulk copy loads a
 //     chunk. Every warp has its own ring in shared memory and waits for no other warp.
 //   * W does not depend on the step: the rings are filled before griddepcontrol.wait, while the
 //     previous kernel still computes.
@@ -39,7 +39,7 @@ constexpr int X_ROW_PAD_BYTES = 64;
 
 struct StreamLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][CHUNK_BYTES]
-    const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]: fp16 scales, then packed zeros
+    const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES] (weight_layout.cuh)
     const elem* x;           // [m][x_stride]; columns from k to n_chunks * K are zero
     void* out;               // by epilogue
     const elem* bias;        // [n] or null
@@ -59,7 +59,7 @@ struct StreamLinearParams {
 //   weights  [WARPS][n_stages][CHUNK_BYTES]
 //   scales   [WARPS][n_stages][SCALE_BYTES]
 //   x        [min(m, 8 N)][phase_chunks * K * 2 + X_ROW_PAD_BYTES]
-//   sums     [phase_chunks * GROUPS][8 N] f32
+//   sums     [phase_chunks * SUM_GROUPS][8 N] f32
 //   factors  [8 N] f32: of rows, for a norm
 //   slots    [tiles + WARPS][TILE_COLUMNS][m rounded up to 2] f32
 //
@@ -93,7 +93,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     const int x_row = phase_chunks * F::K * 2 + X_ROW_PAD_BYTES;
     const int x_rows = min(p.m, 8 * N);
     float* xsums = reinterpret_cast<float*>(xs + x_rows * x_row);
-    float* factors = xsums + phase_chunks * F::GROUPS * 8 * N;
+    float* factors = xsums + phase_chunks * F::SUM_GROUPS * 8 * N;
     float* slots = factors + 8 * N;
     const int m_even = (p.m + 1) & ~1;
     const uint32_t x_bar = shared_address(smem);
@@ -181,11 +181,11 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
                 bulk_copy(shared_address(xs + row * x_row), from + static_cast<int64_t>(row) * p.x_stride, x_bytes, x_bar);
         }
         barrier_wait(x_bar, phase & 1);
-        if constexpr (F::GROUPS > 0) {
+        if constexpr (F::SUM_GROUPS > 0) {
             // The groups' sums of x, as products with a matrix of ones.
             const uint32_t ones[4] = {ELEM2_ONES, ELEM2_ONES, ELEM2_ONES, ELEM2_ONES};
-            constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
-            for (int i = warp; i < x_bytes / (F::K * 2) * F::GROUPS; i += WARPS) {
+            constexpr int PER_GROUP = F::PAIRS / F::SUM_GROUPS;
+            for (int i = warp; i < x_bytes / (F::K * 2) * F::SUM_GROUPS; i += WARPS) {
 #pragma unroll
                 for (int t = 0; t < N; t++) {
                     float sum[2][4] = {};
@@ -211,30 +211,29 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
                 const uint8_t* data = ring + stage * CHUNK_BYTES;
                 const uint8_t* scales = scale_ring + stage * F::SCALE_BYTES;
                 const uint8_t* x_chunk = xs + chunk * F::K * 2;
-                const float* sums = xsums + chunk * F::GROUPS * 8 * N + 2 * j;
+                const float* sums = xsums + chunk * F::SUM_GROUPS * 8 * N + 2 * j;
                 // Of one tile of rows two sums, for the latency of the products.
                 constexpr int CHAINS = N == 1 ? 2 : 1;
                 float part[N][CHAINS][4] = {};
                 uint4 words;
                 // Unrolled in full, formats of many groups load more ahead than there are registers.
-                constexpr int STEP = F::GROUPS > 2 && N >= 4 ? 2 : F::PAIRS;
+                constexpr int STEP = F::SUM_GROUPS > 2 && N >= 4 ? 2 : F::PAIRS;
 #pragma unroll 1
                 for (int from = 0; from < F::PAIRS; from += STEP) {
                     unrolled<0, STEP>([&]<int P>() {
                         uint32_t a[2][4];
-                        F::template weights<P>(data + from / 2 * WARP_BYTES, lane, words, a);
+                        F::template weights<P>(data + from / 2 * WARP_BYTES, scales, lane, words, a);
 #pragma unroll
                         for (int t = 0; t < N; t++) {
                             const uint4 x = *reinterpret_cast<const uint4*>(x_chunk + x_offset[t] + (from + P) * 64);
                             mma_16816(part[t][0], a[0], x.x, x.y);
                             mma_16816(part[t][CHAINS - 1], a[1], x.z, x.w);
                         }
-                        if constexpr (F::GROUPS > 0) {
-                            constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
+                        if constexpr (F::SUM_GROUPS > 0) {
+                            constexpr int PER_GROUP = F::PAIRS / F::SUM_GROUPS;
                             if constexpr ((P + 1) % PER_GROUP == 0) {
                                 const int index = (from + P) / PER_GROUP;
-                                float2 scale, zero;
-                                F::group(scales, index, g, scale, zero);
+                                const auto group = F::group_of_sums(scales, index, g);
 #pragma unroll
                                 for (int t = 0; t < N; t++) {
                                     const float2 sum = *reinterpret_cast<const float2*>(sums + (index * N + t) * 8);
@@ -246,16 +245,13 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 #pragma unroll
                                         for (int c = 0; c < CHAINS; c++) part[t][c][i] = 0.f;
                                     }
-                                    acc[t][0] += scale.x * (of_group[0] - zero.x * sum.x);
-                                    acc[t][1] += scale.x * (of_group[1] - zero.x * sum.y);
-                                    acc[t][2] += scale.y * (of_group[2] - zero.y * sum.x);
-                                    acc[t][3] += scale.y * (of_group[3] - zero.y * sum.y);
+                                    group.add(acc[t], of_group, sum);
                                 }
                             }
                         }
                     });
                 }
-                if constexpr (F::GROUPS == 0) {
+                if constexpr (F::SUM_GROUPS == 0) {
 #pragma unroll
                     for (int t = 0; t < N; t++)
 #pragma unroll
@@ -360,6 +356,15 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     STREAM_LINEAR(name, format, 16, epilogue)      \
     STREAM_LINEAR(name, format, 32, epilogue)      \
     STREAM_LINEAR(name, format, 64, epilogue)
+// Formats of GGUF and FP8 have the variants that are chosen: fp16, up to 16 rows (`Format::max_stream_rows`).
+#define STREAM_LINEAR_FEW_ROWS(name, format, epilogue) \
+    STREAM_LINEAR(name, format, 8, epilogue)           \
+    STREAM_LINEAR(name, format, 16, epilogue)
+#define STREAM_LINEAR_FEW(prefix, format)                             \
+    STREAM_LINEAR_FEW_ROWS(prefix##_store, format, Store)             \
+    STREAM_LINEAR_FEW_ROWS(prefix##_add_residual, format, AddResidual) \
+    STREAM_LINEAR_FEW_ROWS(prefix##_silu_mul, format, SiluMul)        \
+    STREAM_LINEAR_FEW_ROWS(prefix##_store_f32, format, StoreF32)
 #define STREAM_LINEAR_FORMAT(prefix, format)                          \
     STREAM_LINEAR_ROWS(prefix##_store, format, Store)                 \
     STREAM_LINEAR_ROWS(prefix##_add_residual, format, AddResidual)    \
@@ -370,5 +375,12 @@ STREAM_LINEAR_FORMAT(stream_awq_g128, AwqFormat<1>)
 #ifndef STREAM_ONLY_G128
 STREAM_LINEAR_FORMAT(stream_awq_g64, AwqFormat<2>)
 STREAM_LINEAR_FORMAT(stream_awq_g32, AwqFormat<4>)
+#ifndef ELEMENT_BF16
+STREAM_LINEAR_FEW(stream_min_g32, MinFormat)
+STREAM_LINEAR_FEW(stream_bytes_g32, BytesG32Format)
+STREAM_LINEAR_FEW(stream_bytes_g16, BytesG16Format)
+STREAM_LINEAR_FEW(stream_bytes_min_g16, BytesMinG16Format)
+STREAM_LINEAR_FEW(stream_fp8, Fp8Format)
+#endif
 #endif
 STREAM_LINEAR_FORMAT(stream_half, HalfFormat)

@@ -1,16 +1,21 @@
 //! The packed layout against the AWQ matrix, and the planner. What needs a GPU is in
 //! `tests_cuda.rs`.
 
+use std::collections::HashSet;
+
 use half::f16;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::codes::{CodeSource, format_of, pack};
 use super::plan::check_plan;
-use super::reference::{AwqMatrix, Packed, pack_awq, pack_half, unpack};
+use super::reference::{AwqMatrix, CodeMatrix, Packed, pack_awq, pack_half, unpack};
 use super::variant::check_variant;
 use super::*;
 use crate::cuda::Element;
+use crate::quant_linear::pack::{TileCodes, layout_of, row_scales_of};
+use crate::quant_linear::{BlockFormat, Offset, QuantSource};
 
 const H100: DeviceLimits = DeviceLimits {
     compute_major: 9,
@@ -112,12 +117,277 @@ fn the_packed_half_layout_decodes_to_the_matrix() {
     }
 }
 
+/// The numbers of a matrix in every format that is packed on the host, as the kernels read them.
+#[test]
+fn packed_codes_decode_to_the_matrix() {
+    let mut rng = StdRng::seed_from_u64(4);
+    for format in Format::ALL {
+        let Some(group) = format.group().filter(|_| format.awq_group().is_none()) else {
+            continue;
+        };
+        for (n, k) in [(1, group), (24, 128 + group), (40, 512)] {
+            for arrangement in [Arrangement::Stacked, Arrangement::GateUp] {
+                let first_n = if arrangement == Arrangement::Stacked {
+                    32
+                } else {
+                    n
+                };
+                let layout = Layout::new(format, arrangement, &[first_n, n], k).expect("fits");
+                let mut part = |n| CodeMatrix::random(format, (n, k), 0.01, || rng.random::<u32>());
+                let parts = [part(first_n), part(n)];
+                let mut packed = Packed::zeroed(&layout);
+                for (i, part) in parts.iter().enumerate() {
+                    pack(&layout, i, CodeSource::Codes(part), &mut packed).expect("packed");
+                }
+                for (i, part) in parts.iter().enumerate() {
+                    for element in Element::ALL {
+                        assert_decodes(&layout, i, &packed, element, |column, at| {
+                            part.weight(column, at)
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn assert_decodes(
+    layout: &Layout,
+    part: usize,
+    packed: &Packed,
+    element: Element,
+    weight: impl Fn(usize, usize) -> f64,
+) {
+    let values = unpack(layout, part, packed, element);
+    for column in 0..layout.parts_n[part] {
+        for at in 0..layout.padded_k() {
+            let expected = if at < layout.k {
+                weight(column, at)
+            } else {
+                0.0
+            };
+            let found = values[column * layout.padded_k() + at];
+            assert!(
+                (found - expected).abs() <= 0.0,
+                "{layout:?} {element:?} {part} {column} {at}: {found} {expected}"
+            );
+        }
+    }
+}
+
+/// Every ggml format and 8-bit integers, alone and beside others, decode to the CPU's weights.
+#[test]
+fn blocks_decode_to_what_the_cpu_multiplies() {
+    let mut rng = StdRng::seed_from_u64(5);
+    let (n, k) = (40, 512);
+    let blocks = |rng: &mut StdRng, format: BlockFormat| {
+        let mut bytes = vec![0u8; n * k / format.block_len() * format.block_bytes()];
+        rng.fill(&mut bytes[..]);
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            let scales: &[usize] = match format {
+                BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => {
+                    &[0, 2]
+                }
+                BlockFormat::Q2K => &[80, 82],
+                BlockFormat::Q3K => &[108],
+                BlockFormat::Q6K => &[208],
+                BlockFormat::Mxfp4 => {
+                    block[0] = 120 + block[0] % 8;
+                    &[]
+                }
+                _ => &[0],
+            };
+            for at in scales {
+                block[at + 1] = block[at + 1] & 0x83 | 0x18;
+            }
+        }
+        bytes
+    };
+    let mut n_checked = 0;
+    for format in BlockFormat::ALL {
+        let bytes = blocks(&mut rng, format);
+        let source = QuantSource::Blocks {
+            format,
+            bytes: &bytes,
+        };
+        let values = cpu_weights(n, k, source);
+        // Alone, and beside any other.
+        let formats: HashSet<Format> = BlockFormat::ALL
+            .iter()
+            .filter_map(|other| format_of(&[format.layout(), other.layout()]))
+            .collect();
+        assert!(!formats.is_empty());
+        for wider in formats {
+            let layout = Layout::new(wider, Arrangement::Stacked, &[n], k).expect("fits");
+            let mut packed = Packed::zeroed(&layout);
+            pack(&layout, 0, CodeSource::Quant(source), &mut packed).expect("packed");
+            assert_decodes(&layout, 0, &packed, Element::F16, |column, at| {
+                values[column * k + at]
+            });
+            n_checked += 1;
+        }
+    }
+    assert!(n_checked > 20, "{n_checked}");
+}
+
+/// In f64, of codes, scales and minima in the precision in which the CPU keeps them.
+fn cpu_weights(n: usize, k: usize, source: QuantSource<'_>) -> Vec<f64> {
+    let layout = layout_of(source, k);
+    let row_scales = row_scales_of(source, n, k);
+    let n_groups = k / layout.group;
+    let mut values = Vec::new();
+    for first in (0..n).step_by(16) {
+        let mut tile = TileCodes::new(k, n_groups);
+        tile.read(source, n, first, (n - first).min(16));
+        for lane in 0..(n - first).min(16) {
+            for at in 0..k {
+                let group = lane * n_groups + at / layout.group;
+                let half = |value: f32| f16::from_f32(value).to_f64();
+                let row = row_scales
+                    .as_ref()
+                    .map_or(1.0, |s| f64::from(s[first + lane]));
+                let code = f64::from(tile.codes[lane * k + at]);
+                let weight = match layout.offset {
+                    Offset::Zero(zero) => (code - f64::from(zero)) * half(tile.scales[group]),
+                    _ => code * half(tile.scales[group]) + half(tile.mins[group]),
+                };
+                values.push(weight * row);
+            }
+        }
+    }
+    values
+}
+
+#[test]
+fn fp8_decodes_with_scales_of_blocks_rows_and_matrices() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let (n, k) = (24_usize, 300_usize);
+    for group in [128, 256, 300] {
+        let codes: Vec<u8> = (0..n * k).map(|_| rng.random::<u8>() & 0xbf).collect();
+        let n_scales = k.div_ceil(group);
+        let scales: Vec<f32> = (0..n * n_scales)
+            .map(|_| rng.random_range(0.001..0.1))
+            .collect();
+        let source = CodeSource::Fp8 {
+            codes: &codes,
+            group,
+            scales: &scales,
+        };
+        let layout = Layout::new(Format::Fp8, Arrangement::Stacked, &[n], k).expect("fits");
+        let mut packed = Packed::zeroed(&layout);
+        pack(&layout, 0, source, &mut packed).expect("packed");
+        assert_decodes(&layout, 0, &packed, Element::F16, |column, at| {
+            let value = f64::from(crate::lanes::e4m3::to_f32(codes[column * k + at]));
+            value * f64::from(scales[column * n_scales + at / group])
+        });
+    }
+}
+
+/// Integers, and FP4 as twice its numbers, with the products of their scales in fp16.
+#[test]
+fn integers_and_fp4_decode_with_scales_in_fp16() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let (n, k) = (24, 288);
+    let half = |value: f32| f16::from_f32(value).to_f64();
+    let mut bytes = |len: usize| -> Vec<u8> { (0..len).map(|_| rng.random()).collect() };
+    let (codes, fp4) = (bytes(n * k), bytes(n * k / 2));
+    let of_rows: Vec<f32> = (0..n).map(|i| 0.001 + 0.0001 * i as f32).collect();
+    let of_sixteens: Vec<f32> = (0..n * k / 16).map(|i| 0.5 + (i % 7) as f32).collect();
+    let packed = |format, source| {
+        let layout = Layout::new(format, Arrangement::Stacked, &[n], k).expect("fits");
+        let mut packed = Packed::zeroed(&layout);
+        pack(&layout, 0, CodeSource::Quant(source), &mut packed).expect("packed");
+        (layout, packed)
+    };
+    let source = QuantSource::Int8 {
+        codes: &codes,
+        scales: &of_rows,
+    };
+    let (layout, found) = packed(Format::BytesG32, source);
+    assert_decodes(&layout, 0, &found, Element::F16, |column, at| {
+        f64::from(codes[column * k + at].cast_signed()) * half(of_rows[column])
+    });
+    let factor = 0.001;
+    let source = QuantSource::Fp4 {
+        codes: &fp4,
+        scales: &of_sixteens,
+        factor,
+    };
+    let (layout, found) = packed(Format::BytesG16, source);
+    assert_decodes(&layout, 0, &found, Element::F16, |column, at| {
+        let twice = [0, 1, 2, 3, 4, 6, 8, 12].map(f64::from);
+        let code = fp4[column * k / 2 + at / 2] >> (4 * (at % 2));
+        let sign = if code & 8 == 0 { 1.0 } else { -1.0 };
+        let scale = of_sixteens[(column * k + at) / 16] * (factor / 2.0);
+        sign * twice[usize::from(code & 7)] * half(scale)
+    });
+}
+
+#[test]
+fn sources_that_a_format_does_not_hold_are_refused() {
+    let layout = |format| Layout::new(format, Arrangement::Stacked, &[16], 256).expect("fits");
+    let refused = |format, source: CodeSource<'_>| {
+        let layout = layout(format);
+        let mut packed = Packed::zeroed(&layout);
+        pack(&layout, 0, source, &mut packed)
+            .expect_err("refused")
+            .to_string()
+    };
+    let q6_k = vec![0; 16 * 210];
+    let blocks = CodeSource::Quant(QuantSource::Blocks {
+        format: BlockFormat::Q6K,
+        bytes: &q6_k,
+    });
+    for format in [Format::Half, Format::AwqG128, Format::MinG32, Format::Fp8] {
+        let text = refused(format, blocks);
+        assert!(text.contains("does not hold these blocks"), "{text}");
+    }
+    let codes = vec![0; 16 * 256];
+    let scaled = |group, scales| CodeSource::Fp8 {
+        codes: &codes,
+        group,
+        scales,
+    };
+    assert!(refused(Format::BytesG32, scaled(128, &[1.0; 32])).contains("does not hold FP8"));
+    assert!(refused(Format::Fp8, scaled(64, &[1.0; 64])).contains("columns under a scale is 64"));
+    assert!(refused(Format::Fp8, scaled(128, &[1.0; 31])).contains("scales is 31"));
+    assert!(refused(Format::Fp8, scaled(256, &[f32::INFINITY; 16])).contains("not finite"));
+    assert_eq!(format_of(&[]), None);
+    let awq = layout_of(
+        QuantSource::Awq {
+            group_size: 32,
+            qweight: &[],
+            qzeros: &[],
+            scales: &[],
+        },
+        256,
+    );
+    assert_eq!(format_of(&[awq]), None);
+}
+
+/// Bits of a weight, scales included.
+#[test]
+fn formats_take_the_bits_that_the_table_says() {
+    let bits = |format: Format| {
+        let layout = Layout::new(format, Arrangement::Stacked, &[64], 512).expect("fits");
+        8.0 * (layout.weight_bytes() + layout.scale_bytes()) as f64 / (64.0 * 512.0)
+    };
+    let expected = [
+        4.15625, 4.3125, 4.625, 16.0, 5.0, 8.5, 9.0, 10.0, 8.25, 8.25,
+    ];
+    for (format, expected) in Format::ALL.into_iter().zip(expected) {
+        assert!((bits(format) - expected).abs() < 1e-9, "{format:?}");
+    }
+}
+
 #[test]
 fn layouts_that_the_kernels_cannot_take_are_refused() {
     let text = |result: Result<Layout, KernelError>| result.expect_err("refused").to_string();
     let stacked = Arrangement::Stacked;
     assert!(text(Layout::new(Format::AwqG128, stacked, &[16], 200)).contains("k is 200"));
-    assert!(text(Layout::new(Format::AwqG64, stacked, &[12], 64)).contains("columns is 12"));
+    assert!(text(Layout::new(Format::MinG32, stacked, &[12, 8], 64)).contains("columns is 12"));
+    assert!(text(Layout::new(Format::BytesG32, stacked, &[16], 48)).contains("k is 48"));
+    assert!(Layout::new(Format::Fp8, stacked, &[16], 200).is_ok());
     assert!(text(Layout::new(Format::Half, stacked, &[8, 8], 64)).contains("multiple of 16"));
     assert!(text(Layout::new(Format::Half, Arrangement::GateUp, &[8, 16], 64)).contains("up's"));
     assert!(text(Layout::new(Format::Half, stacked, &[], 64)).contains("parts is 0"));
@@ -280,9 +550,10 @@ proptest! {
     /// The kernel gives each cluster a range of tiles and each rank a range of chunks.
     #[test]
     fn any_shape_gets_a_plan_that_covers_it(
-        n in 1_usize..4000, k in 1_usize..400, m in 1_usize..=64, format in 0_usize..4, is_pair: bool, is_5090: bool,
+        n in 1_usize..4000, k in 1_usize..400, m in 1_usize..=64, format in 0_usize..9, is_pair: bool, is_5090: bool,
     ) {
         let format = Format::ALL[format];
+        let m = m.min(format.max_stream_rows());
         let (n, k) = (n * 8, k * format.group().unwrap_or(64));
         let limits = if is_5090 { RTX_5090 } else { H100 };
         let layout = if is_pair {
@@ -378,6 +649,35 @@ fn the_rule_for_the_kernel_goes_by_rows_and_card() {
         (1024, 128),
     ] {
         assert_eq!(rule(m, &RTX_5090, MMA), Variant::Mma { rows }, "{m}");
+    }
+}
+
+/// `mma.cu` takes rows in tiles of formats that `wgmma.cu` does not have, on every GPU.
+#[test]
+fn formats_without_wgmma_are_multiplied_by_mma() {
+    for format in Format::ALL.into_iter().filter(|format| !format.has_wgmma()) {
+        let layout = Layout::new(format, Arrangement::Stacked, &[5120], 5120).expect("fits");
+        for (limits, loaded) in [(H100, WGMMA), (RTX_5090, MMA)] {
+            let rule = |m| default_variant(&layout, m, &limits, loaded).expect("a kernel");
+            assert!(matches!(rule(8), Variant::Stream(_)));
+            for (m, rows) in [(9, 24), (24, 24), (25, 64), (64, 64), (1024, 128)] {
+                assert_eq!(rule(m), Variant::Mma { rows }, "{format:?} {m}");
+            }
+            for m in 1..=MAX_ROWS {
+                for variant in candidates(&layout, m, &limits, loaded).expect("some") {
+                    check_variant(&layout, variant, m, &limits, loaded).expect("can run");
+                }
+            }
+            let refused = |variant| {
+                check_variant(&layout, variant, 16, &limits, loaded)
+                    .expect_err("refused")
+                    .to_string()
+            };
+            assert!(refused(Variant::Wgmma { rows: 24 }).contains("no kernel `wgmma 24`"));
+            assert!(refused(Variant::Mma { rows: 16 }).contains("no kernel `mma 16`"));
+            let error = choose_plan(&layout, 17, &limits).expect_err("no variant");
+            assert!(error.to_string().contains("1 to 16"), "{error}");
+        }
     }
 }
 

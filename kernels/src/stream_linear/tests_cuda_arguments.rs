@@ -41,6 +41,17 @@ fn launches_check_their_arguments() {
             .expect_err("refused")
             .to_string()
     };
+    let narrow = Layout::new(Format::AwqG64, Arrangement::Stacked, &[12], 64).expect("fits");
+    let mut narrow = StreamLinear::new(&kernels, narrow).expect("memory");
+    let words = Buffer::<u32>::zeroed(&stream, 96).expect("memory");
+    let scales = Buffer::<f16>::from_slice(&stream, &[f16::ONE; 12]).expect("memory");
+    let part = AwqPart {
+        qweight: words.all(),
+        qzeros: words.view(0..1).expect("inside"),
+        scales: scales.all(),
+    };
+    let refused = narrow.load_awq(&stream, 0, &part).expect_err("refused");
+    assert!(refused.to_string().contains("12 columns"), "{refused}");
     let store = Output::Store(out.all());
     assert!(launch(0, 2048, 512, store).contains("rows is 0"));
     let max_rows = kernels.max_rows();

@@ -26,7 +26,7 @@ const STREAM_CANDIDATES: usize = 8;
 pub enum Variant {
     /// `stream_linear.cu`, up to 64 rows.
     Stream(Plan),
-    /// `mma.cu` with tiles of `rows` rows: 16, 24, 32, 64 or 128.
+    /// `mma.cu` with tiles of `rows` rows: 16 (of AWQ and 16-bit weights), 24, 32, 64 or 128.
     Mma { rows: usize },
     /// `mma_int8.cu` with tiles of `rows` rows: 32 or 64; x is rounded to 8 bits first.
     MmaInt8 { rows: usize },
@@ -42,7 +42,22 @@ pub struct LoadedKernels {
     pub int8: bool,
 }
 
+/// The kernel for rows in tiles of one format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TiledKernel {
+    Wgmma,
+    /// Elsewhere than on sm_90, and there of formats that `wgmma.cu` does not have.
+    Mma,
+}
+
 impl LoadedKernels {
+    pub(super) const fn tiled(self, format: Format) -> TiledKernel {
+        match self.large_m {
+            LargeM::Wgmma { .. } if format.has_wgmma() => TiledKernel::Wgmma,
+            LargeM::Wgmma { .. } | LargeM::Mma => TiledKernel::Mma,
+        }
+    }
+
     const fn uses_int8(self, layout: &Layout, m: usize) -> bool {
         self.int8 && m >= LARGE_M_MIN && matches!(layout.format, Format::AwqG128)
     }
@@ -94,15 +109,17 @@ pub fn default_variant(
         let rows = mma_int8::tile_rows(m);
         return Ok(Variant::MmaInt8 { rows });
     }
-    match loaded.large_m {
-        LargeM::Wgmma { .. } if m >= TILED_ROWS => Ok(Variant::Wgmma {
-            rows: wgmma::tile_rows(m),
-        }),
-        LargeM::Mma if m >= TILED_ROWS => Ok(Variant::Mma {
-            rows: mma::tile_rows(m),
-        }),
-        _ => choose_plan(layout, m, limits).map(Variant::Stream),
+    if m < TILED_ROWS {
+        return choose_plan(layout, m, limits).map(Variant::Stream);
     }
+    Ok(match loaded.tiled(layout.format) {
+        TiledKernel::Wgmma => Variant::Wgmma {
+            rows: wgmma::tile_rows(m),
+        },
+        TiledKernel::Mma => Variant::Mma {
+            rows: mma::tile_rows(layout.format, m),
+        },
+    })
 }
 
 /// All that are worth timing for `m` rows, up to [`MAX_ROWS`]; the default comes first.
@@ -146,13 +163,14 @@ pub fn candidates(
     } else if m > RowBucket::Up8.max() {
         // A tile twice as large as needed gains nothing.
         let is_worth_it = |rows: &usize| *rows < 2 * m.max(LARGE_M_MIN);
-        match loaded.large_m {
-            LargeM::Wgmma { .. } => wgmma::ROWS
+        match loaded.tiled(layout.format) {
+            TiledKernel::Wgmma => wgmma::ROWS
                 .into_iter()
                 .filter(is_worth_it)
                 .for_each(|rows| add(Variant::Wgmma { rows })),
-            LargeM::Mma => mma::ROWS
-                .into_iter()
+            TiledKernel::Mma => mma::rows(layout.format)
+                .iter()
+                .copied()
                 .filter(is_worth_it)
                 .for_each(|rows| add(Variant::Mma { rows })),
         }
@@ -168,14 +186,16 @@ pub(super) fn check_variant(
     limits: &DeviceLimits,
     loaded: LoadedKernels,
 ) -> Result<(), KernelError> {
-    let is_there = match (variant, loaded.large_m) {
+    let is_there = match (variant, loaded.tiled(layout.format)) {
         (Variant::Stream(plan), _) => return check_plan(layout, &plan, m, limits).map(|_| ()),
         (Variant::MmaInt8 { rows }, _) => {
             loaded.uses_int8(layout, m) && mma_int8::ROWS.contains(&rows)
         }
-        (Variant::Mma { rows }, LargeM::Mma) => mma::ROWS.contains(&rows),
-        (Variant::Wgmma { rows }, LargeM::Wgmma { .. }) => wgmma::ROWS.contains(&rows),
-        (Variant::Mma { .. }, LargeM::Wgmma { .. }) | (Variant::Wgmma { .. }, LargeM::Mma) => false,
+        (Variant::Mma { rows }, TiledKernel::Mma) => mma::rows(layout.format).contains(&rows),
+        (Variant::Wgmma { rows }, TiledKernel::Wgmma) => wgmma::ROWS.contains(&rows),
+        (Variant::Mma { .. }, TiledKernel::Wgmma) | (Variant::Wgmma { .. }, TiledKernel::Mma) => {
+            false
+        }
     };
     if is_there {
         return Ok(());

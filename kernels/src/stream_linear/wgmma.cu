@@ -208,7 +208,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
             const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * CHUNK_BYTES;
             const uint8_t* scales = s_ring + slot * S_SLOT + (warp * T * C + chunk % C) * F::SCALE_BYTES;
             uint4 words[T];
-            GroupScale group[T];
+            typename F::Group group[T];
             uint32_t a[2][T][2][4];  // [which 32 k mod 2][tile][product]
             uint64_t x_operand;
             unrolled<0, F::PAIRS>([&]<int P>() {

@@ -3,6 +3,7 @@
 use bytemuck::Zeroable;
 use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
+use super::cuda::NextMatrix;
 use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::Element;
@@ -72,7 +73,9 @@ device_structs! {
 /// Amount that a launch prefetches into the L2 for the next one with as many rows: nothing if there
 /// is more than one tile of rows, because the products dominate then.
 fn next_params(launch: &LargeMLaunch<'_>, variant: usize) -> NextMatrixParams {
-    let Some(next) = launch.next.filter(|_| launch.m <= ROWS[variant]) else {
+    let is_read_alike =
+        |next: &&NextMatrix| launch.m <= ROWS[variant] && next.layout.format.has_wgmma();
+    let Some(next) = launch.next.filter(is_read_alike) else {
         return NextMatrixParams::zeroed();
     };
     let is_silu = next.layout.arrangement == Arrangement::GateUp;
@@ -155,6 +158,11 @@ impl Block {
     }
 }
 
+/// The formats that have kernels, in their order.
+fn formats() -> impl Iterator<Item = Format> {
+    Format::ALL.into_iter().filter(|format| format.has_wgmma())
+}
+
 /// Scales of a tile that come in one copy, as `SCALE_CHUNKS` in wgmma.cu.
 fn scale_copy_bytes(format: Format) -> usize {
     match format.scale_bytes() {
@@ -193,12 +201,12 @@ impl WgmmaKernels {
             return Err(KernelError::Value { op: OP, message }.into());
         }
         let shared_room = properties.shared_bytes_per_block;
-        let mut variants = Vec::with_capacity(Format::ALL.len() * OUTPUTS.len() * ROWS.len());
-        for format in Format::ALL {
+        let n_variants = formats().count() * OUTPUTS.len() * ROWS.len();
+        let mut variants = Vec::with_capacity(n_variants);
+        for format in formats() {
             for output in OUTPUTS {
                 for rows in ROWS {
-                    let prefix = format.kernel_prefix().replacen("stream", "wgmma", 1);
-                    let name = format!("{prefix}_{output}_{rows}");
+                    let name = format!("wgmma_{}_{output}_{rows}", format.kernel_name());
                     let kernel = element.kernel(device, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(shared_room)?;
                     kernel.set_shared_carveout(100)?;
@@ -270,8 +278,12 @@ impl WgmmaKernels {
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
         config.cooperative = !self.exclusive_device;
+        let Some(format) = formats().position(|format| format == layout.format) else {
+            let message = format!("wgmma.cu has no kernels for {:?}", layout.format);
+            return Err(KernelError::Value { op: OP, message }.into());
+        };
         let output = output_of(launch.epilogue);
-        let index = (layout.format as usize * OUTPUTS.len() + output) * ROWS.len() + variant;
+        let index = (format * OUTPUTS.len() + output) * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block, tickets two for each tile
         // that is cut, which are fewer than the blocks; the rings fit the shared memory asked for.
@@ -285,7 +297,7 @@ mod tests {
 
     #[test]
     fn rings_fit_an_h100_with_every_format() {
-        for format in Format::ALL {
+        for format in formats() {
             for variant in 0..ROWS.len() {
                 for is_silu in [false, true] {
                     let block = Block::of(variant, is_silu);

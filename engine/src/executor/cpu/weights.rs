@@ -17,6 +17,7 @@ use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 use super::CpuLoadError;
 use super::options::ActivationType;
 use crate::weights::format::MatrixFormat;
+use crate::weights::gpu_format::block_format;
 use crate::weights::scaled::{ScaledElement, ScaledMatrix};
 use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 
@@ -187,7 +188,7 @@ fn load_matrix(
             DenseMatrix::copy_from(arena, n_out, n_in, format, &bytes).map(LinearWeights::Dense)
         }
         Source::Fp8(fp8) => {
-            DenseMatrix::copy_e4m3(arena, (n_out, n_in), fp8.codes, fp8.group, &fp8.scales)
+            DenseMatrix::copy_e4m3(arena, (n_out, n_in), &fp8.codes, fp8.group, &fp8.scales)
                 .map(LinearWeights::Dense)
         }
     };
@@ -215,11 +216,11 @@ fn scaled_source<'a>(scaled: &'a ScaledMatrix<'a>) -> Source<'a> {
     match scaled.element {
         ScaledElement::Fp8 => Source::Fp8(scaled),
         ScaledElement::Int8 if scaled.n_in.is_multiple_of(32) => Source::Quant(QuantSource::Int8 {
-            codes: scaled.codes,
+            codes: &scaled.codes,
             scales: &scaled.scales,
         }),
         ScaledElement::Nvfp4 if scaled.n_in.is_multiple_of(32) => Source::Quant(QuantSource::Fp4 {
-            codes: scaled.codes,
+            codes: &scaled.codes,
             scales: &scaled.scales,
             factor: scaled.factor,
         }),
@@ -248,22 +249,10 @@ enum Storage {
 }
 
 fn storage_of(format: ElementFormat) -> Storage {
-    match format {
-        ElementFormat::F32 => Storage::Dense(DenseFormat::F32),
-        ElementFormat::F16 => Storage::Dense(DenseFormat::F16),
-        ElementFormat::BF16 => Storage::Dense(DenseFormat::BF16),
-        ElementFormat::Q4_0 => Storage::Blocks(BlockFormat::Q4_0),
-        ElementFormat::Q4_1 => Storage::Blocks(BlockFormat::Q4_1),
-        ElementFormat::Q5_0 => Storage::Blocks(BlockFormat::Q5_0),
-        ElementFormat::Q5_1 => Storage::Blocks(BlockFormat::Q5_1),
-        ElementFormat::Q8_0 => Storage::Blocks(BlockFormat::Q8_0),
-        ElementFormat::Q2K => Storage::Blocks(BlockFormat::Q2K),
-        ElementFormat::Q3K => Storage::Blocks(BlockFormat::Q3K),
-        ElementFormat::Q4K => Storage::Blocks(BlockFormat::Q4K),
-        ElementFormat::Q5K => Storage::Blocks(BlockFormat::Q5K),
-        ElementFormat::Q6K => Storage::Blocks(BlockFormat::Q6K),
-        ElementFormat::Iq4Nl => Storage::Blocks(BlockFormat::Iq4Nl),
-        ElementFormat::Iq4Xs => Storage::Blocks(BlockFormat::Iq4Xs),
-        ElementFormat::Mxfp4 => Storage::Blocks(BlockFormat::Mxfp4),
+    match (format, block_format(format)) {
+        (_, Some(blocks)) => Storage::Blocks(blocks),
+        (ElementFormat::F16, _) => Storage::Dense(DenseFormat::F16),
+        (ElementFormat::BF16, _) => Storage::Dense(DenseFormat::BF16),
+        (_, None) => Storage::Dense(DenseFormat::F32),
     }
 }

@@ -190,7 +190,7 @@ impl CudaExecutor {
     pub fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         check_model(config)?;
-        let int8 = DeviceWeights::has_int8_products(checkpoint)?;
+        let int8 = DeviceWeights::has_int8_products(checkpoint, options.element)?;
         if options.int8_activations && !int8 {
             return Err(CudaLoadError::Option {
                 name: "--activation-quantization",
@@ -199,7 +199,11 @@ impl CudaExecutor {
             });
         }
         let setup = DeviceSetup::open(options)?;
-        let n_pages = setup.pool_pages(config, options, DeviceWeights::bytes_of(checkpoint)?)?;
+        let n_pages = setup.pool_pages(
+            config,
+            options,
+            DeviceWeights::bytes_of(checkpoint, options.element)?,
+        )?;
         let weights = DeviceWeights::load(
             checkpoint,
             &setup.stream,

@@ -1,8 +1,8 @@
 //! The decoder's weights on the GPU, each matrix in the order in which the kernels read it.
 //!
-//! q, k and v form one matrix; gate and up are interleaved tile by tile. 4-bit checkpoints stay so;
-//! all other formats, including GGUF's blocks, are converted to the activations' element type (fp16
-//! or bf16). So are 4-bit matrices that form one with another in 16 bits.
+//! q, k and v form one matrix; gate and up are interleaved tile by tile. Matrices stay in few bits
+//! ([`gpu_format`]): AWQ's are repacked on the GPU, the others on the host. Floats are converted to the
+//! activations' element type (fp16 or bf16), and so are matrices in few bits that form one with them.
 //! Dummy weights are generated on the GPU: random in every bit, with scales that keep activations
 //! in a sane range.
 
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use gpu::{Buffer, CudaError, Stream};
 use half::f16;
 use kernels::cuda::{Element, ElementBuffer};
+use kernels::stream_linear::codes::{self, Packed};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Format, Int8Room, LargeM, Layout, StreamLinear, StreamLinearKernels,
     fill_normal,
@@ -18,8 +19,10 @@ use kernels::stream_linear::{
 
 use super::CudaLoadError;
 use crate::model::config::ModelConfig;
-use crate::weights::format::MatrixFormat;
-use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
+use crate::weights::gpu_format::{code_source, gpu_format};
+use crate::weights::{
+    AwqMatrix, Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError,
+};
 
 pub(super) struct LayerWeights<V = ElementBuffer, M = StreamLinear> {
     pub attn_norm: V,
@@ -102,8 +105,12 @@ impl Fused {
         }
     }
 
-    /// The parts share `n_in`, and their format unless they are widened to 16 bits.
-    fn layout(&self, checkpoint: &dyn Checkpoint) -> Result<Layout, CudaLoadError> {
+    /// The parts share `n_in` and a format.
+    fn layout(
+        &self,
+        checkpoint: &dyn Checkpoint,
+        element: Element,
+    ) -> Result<Layout, CudaLoadError> {
         let mut parts = Vec::with_capacity(self.ids.len());
         for id in &self.ids {
             let part = checkpoint.storage(*id)?;
@@ -113,22 +120,26 @@ impl Fused {
             }
             parts.push(part);
         }
-        let is_mixed = parts.iter().any(|part| part.format != parts[0].format);
-        let format = match parts[0].format {
-            MatrixFormat::Awq { group_size } if !is_mixed => {
-                Format::awq(group_size).map_err(CudaError::from)?
-            }
-            MatrixFormat::Awq { .. } | MatrixFormat::Rows(_) | MatrixFormat::Scaled(_) => {
-                Format::Half
-            }
-        };
+        let format = gpu_format(&parts, element).map_err(CudaError::from)?;
         let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
         let layout = Layout::new(format, self.arrangement, &widths, parts[0].n_in);
         Ok(layout.map_err(CudaError::from)?)
     }
 }
 
+/// Of every layer, and the head.
+fn all_fused(config: &ModelConfig) -> impl Iterator<Item = Fused> {
+    let of_layers = (0..config.n_layers).flat_map(Fused::of_layer);
+    of_layers.chain([Fused::head(config)])
+}
+
 impl<V, M> Weights<V, M> {
+    /// All matrices but the embedding.
+    fn linears(&self) -> impl Iterator<Item = &M> {
+        let of_layers = self.layers.iter().flat_map(LayerWeights::linears);
+        of_layers.chain([&self.lm_head])
+    }
+
     /// Converts all weights to another representation.
     fn map<V2, M2, E>(
         &self,
@@ -167,7 +178,8 @@ impl HostWeights {
         large_m: LargeM,
         int8: Option<Int8Room>,
     ) -> Result<DeviceWeights, CudaError> {
-        let kernels = StreamLinearKernels::load_with_int8(stream, self.element, large_m, int8)?;
+        let formats: Vec<Format> = self.weights.linears().map(|m| m.layout.format).collect();
+        let kernels = StreamLinearKernels::load_for(stream, self.element, large_m, int8, &formats)?;
         let mut weights = self.weights.map(
             |bits| ElementBuffer::from_bits(stream, self.element, bits),
             |matrix| {
@@ -183,7 +195,7 @@ impl HostWeights {
 
 impl DeviceWeights {
     /// The memory that [`Self::load`] will need, without reading a matrix.
-    pub fn bytes_of(checkpoint: &dyn Checkpoint) -> Result<u64, CudaLoadError> {
+    pub fn bytes_of(checkpoint: &dyn Checkpoint, element: Element) -> Result<u64, CudaLoadError> {
         let config = checkpoint.config();
         let n_values = VectorId::all(config)
             .into_iter()
@@ -191,18 +203,20 @@ impl DeviceWeights {
             .sum::<usize>()
             + config.vocab * config.hidden;
         let mut n_bytes = 2 * n_values;
-        let of_layers = (0..config.n_layers).flat_map(Fused::of_layer);
-        for fused in of_layers.chain([Fused::head(config)]) {
-            let layout = fused.layout(checkpoint)?;
+        for fused in all_fused(config) {
+            let layout = fused.layout(checkpoint, element)?;
             n_bytes += layout.weight_bytes() + layout.scale_bytes();
         }
         Ok(n_bytes as u64)
     }
 
     /// Whether a matrix supports 8-bit activations.
-    pub fn has_int8_products(checkpoint: &dyn Checkpoint) -> Result<bool, CudaLoadError> {
+    pub fn has_int8_products(
+        checkpoint: &dyn Checkpoint,
+        element: Element,
+    ) -> Result<bool, CudaLoadError> {
         for fused in Fused::of_layer(0) {
-            if fused.layout(checkpoint)?.format == Format::AwqG128 {
+            if fused.layout(checkpoint, element)?.format == Format::AwqG128 {
                 return Ok(true);
             }
         }
@@ -236,7 +250,10 @@ impl DeviceWeights {
         int8: Option<Int8Room>,
     ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
-        let kernels = StreamLinearKernels::load_with_int8(stream, element, large_m, int8)?;
+        let formats = all_fused(config)
+            .map(|fused| Ok(fused.layout(checkpoint, element)?.format))
+            .collect::<Result<Vec<_>, CudaLoadError>>()?;
+        let kernels = StreamLinearKernels::load_for(stream, element, large_m, int8, &formats)?;
         let loader = Loader {
             checkpoint,
             stream,
@@ -371,35 +388,55 @@ impl Loader<'_> {
 
     /// Builds one matrix on the GPU from its parts.
     fn linear(&self, fused: &Fused) -> Result<StreamLinear, CudaLoadError> {
-        let layout = fused.layout(self.checkpoint)?;
-        let is_packed = layout.format.group().is_some();
+        let layout = fused.layout(self.checkpoint, self.element())?;
         let mut linear = StreamLinear::new(&self.kernels, layout)?;
         if let Some(seed) = self.dummy_seed {
             linear.fill_random(self.stream, seed ^ (matrix_key(fused.ids[0]) << 8))?;
             return Ok(linear);
         }
+        let is_awq = linear.layout().format.awq_group().is_some();
+        let is_half = linear.layout().format == Format::Half;
+        // Of parts that are packed on the host.
+        let mut packed: Option<Packed> = None;
         for (part, id) in fused.ids.iter().enumerate() {
-            match self.checkpoint.matrix(*id)? {
-                Matrix::Awq(awq) if is_packed => {
-                    let qweight = Buffer::from_slice(self.stream, &words(&awq.qweight))?;
-                    let qzeros = Buffer::from_slice(self.stream, &words(&awq.qzeros))?;
-                    let scales = Buffer::from_slice(self.stream, &halves(&awq.scales))?;
-                    let source = AwqPart {
-                        qweight: qweight.all(),
-                        qzeros: qzeros.all(),
-                        scales: scales.all(),
-                    };
-                    linear.load_awq(self.stream, part, &source)?;
-                    self.stream.synchronize()?;
+            let matrix = self.checkpoint.matrix(*id)?;
+            match (&matrix, code_source(&matrix)) {
+                (Matrix::Awq(awq), _) if is_awq => self.load_awq(&mut linear, part, awq)?,
+                (_, Some(source)) if !is_half => {
+                    let layout = linear.layout();
+                    let packed = packed.get_or_insert_with(|| Packed::zeroed(layout));
+                    codes::pack(layout, part, source, packed).map_err(CudaError::from)?;
                 }
-                matrix => {
+                _ => {
                     let rows = self.rows(&matrix)?;
                     linear.load_half(self.stream, part, rows.all())?;
                     self.stream.synchronize()?;
                 }
             }
         }
+        if let Some(packed) = packed {
+            linear.load_packed(self.stream, &packed.weights, &packed.scales)?;
+            self.stream.synchronize()?;
+        }
         Ok(linear)
+    }
+
+    fn load_awq(
+        &self,
+        linear: &mut StreamLinear,
+        part: usize,
+        awq: &AwqMatrix<'_>,
+    ) -> Result<(), CudaLoadError> {
+        let qweight = Buffer::from_slice(self.stream, &words(&awq.qweight))?;
+        let qzeros = Buffer::from_slice(self.stream, &words(&awq.qzeros))?;
+        let scales = Buffer::from_slice(self.stream, &halves(&awq.scales))?;
+        let source = AwqPart {
+            qweight: qweight.all(),
+            qzeros: qzeros.all(),
+            scales: scales.all(),
+        };
+        linear.load_awq(self.stream, part, &source)?;
+        Ok(self.stream.synchronize()?)
     }
 }
 
@@ -464,6 +501,31 @@ mod tests {
     use crate::weights::preset;
     use crate::weights::synthetic::SyntheticCheckpoint;
 
+    /// Qwen3-32B: 16.8 billion weights in gate and up, 8.4 in down, 2.7 in o, 3.4 in q, k and v, 0.78 in the head
+    /// and again in the embedding, which has 16 bits. Of Q4_K_M half of the layers have v and down in Q6_K, v in one
+    /// matrix with q and k: 5 bits a weight, 9 and 10.
+    #[test]
+    fn weights_in_few_bits_take_few_bytes() {
+        let bits = |billions: f64, bits: f64| billions * bits / 8.0;
+        let embedding = bits(0.777_9, 16.0);
+        let q4_k_m = bits(16.777 + 2.684 + 8.389 / 2.0 + 3.355 / 2.0, 5.0)
+            + bits(8.389 / 2.0 + 0.777_9, 9.0)
+            + bits(3.355 / 2.0, 10.0);
+        let fp8 = bits(16.777 + 8.389 + 2.684 + 3.355, 8.25) + bits(0.777_9, 16.0);
+        for (name, gigabytes) in [
+            ("qwen3-32b-q4_k_m", q4_k_m + embedding),
+            ("qwen3-32b-fp8", fp8 + embedding),
+        ] {
+            let preset = preset::find(name).expect("a preset");
+            let checkpoint = SyntheticCheckpoint::from_preset(&preset, 0);
+            let n_bytes = DeviceWeights::bytes_of(&checkpoint, Element::F16).expect("known") as f64;
+            assert!(
+                (n_bytes / (gigabytes * 1e9) - 1.0).abs() < 0.002,
+                "{name}: {n_bytes} for {gigabytes} GB"
+            );
+        }
+    }
+
     /// Two bytes for each parameter, and the head twice if it is tied to the embedding.
     #[test]
     fn what_weights_take_is_known_before_any_is_read() {
@@ -474,7 +536,7 @@ mod tests {
         ] {
             let preset = preset::find(name).expect("a preset");
             let checkpoint = SyntheticCheckpoint::from_preset(&preset, 0);
-            let n_bytes = DeviceWeights::bytes_of(&checkpoint).expect("known") as f64;
+            let n_bytes = DeviceWeights::bytes_of(&checkpoint, Element::F16).expect("known") as f64;
             let expected = 2e9 * billions;
             assert!(
                 (n_bytes / expected - 1.0).abs() < 0.005,

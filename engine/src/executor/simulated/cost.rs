@@ -17,15 +17,19 @@
 //! The steps must be of kernels that the other GPU would run: those of a card profile for a GPU
 //! without `wgmma`. Deliberately absent: what its caches would do.
 
+use kernels::cuda::Element;
+use kernels::stream_linear::Format;
+
 use super::attention::{AttentionCost, KvTokens, SequenceTokens};
 use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Rates, Steps};
 use crate::model::config::ModelConfig;
+use crate::weights::gpu_format::{gpu_bytes, gpu_format};
 use crate::weights::{Checkpoint, MatrixId, WeightError};
 
 /// The properties of a model that the cost of a pass depends on.
 pub type ModelSizes = MeasuredModel;
 
-/// Sizes of a checkpoint's matrices as stored; KV in elements of `kv_element_bytes`.
+/// Sizes of a checkpoint's matrices as a GPU stores them ([`gpu_format`]); KV in elements of `kv_element_bytes`.
 ///
 /// # Errors
 ///
@@ -37,26 +41,23 @@ pub fn sizes_of(
     let config = checkpoint.config();
     let (mut layer_bytes, mut layer_elements) = (0, 0);
     for i in 0..config.n_layers {
-        for id in [
-            MatrixId::Q(i),
-            MatrixId::K(i),
-            MatrixId::V(i),
-            MatrixId::O(i),
-            MatrixId::Gate(i),
-            MatrixId::Up(i),
-            MatrixId::Down(i),
+        for ids in [
+            &[MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)][..],
+            &[MatrixId::O(i)],
+            &[MatrixId::Gate(i), MatrixId::Up(i)],
+            &[MatrixId::Down(i)],
         ] {
-            let storage = checkpoint.storage(id)?;
-            layer_bytes += storage.n_bytes;
-            layer_elements += storage.n_elements;
+            let (n_bytes, n_elements) = stored_on_gpu(checkpoint, ids)?;
+            layer_bytes += n_bytes;
+            layer_elements += n_elements;
         }
     }
-    let head = checkpoint.storage(MatrixId::LmHead)?;
+    let (head_bytes, head_elements) = stored_on_gpu(checkpoint, &[MatrixId::LmHead])?;
     Ok(ModelSizes {
         layer_bytes,
-        head_bytes: head.n_bytes,
+        head_bytes,
         layer_elements,
-        head_elements: head.n_elements,
+        head_elements,
         kv_bytes_per_token: (config.kv_elements_per_token() * kv_element_bytes) as u64,
         n_layers: config.n_layers,
         n_q_heads: config.n_q_heads,
@@ -65,12 +66,25 @@ pub fn sizes_of(
     })
 }
 
+/// Bytes and elements of the parts of one matrix.
+fn stored_on_gpu(checkpoint: &dyn Checkpoint, ids: &[MatrixId]) -> Result<(u64, u64), WeightError> {
+    let parts = ids
+        .iter()
+        .map(|id| checkpoint.storage(*id))
+        .collect::<Result<Vec<_>, _>>()?;
+    // The GPU refuses other groups itself, by name.
+    let format = gpu_format(&parts, Element::F16).unwrap_or(Format::Half);
+    let n_bytes = parts.iter().map(|part| gpu_bytes(part, format)).sum();
+    Ok((n_bytes, parts.iter().map(|part| part.n_elements).sum()))
+}
+
 /// Device memory of a model's weights in bytes, including the embedding.
 pub fn device_bytes(sizes: &ModelSizes, config: &ModelConfig) -> u64 {
     let embedding = if config.tied_embeddings {
         0
     } else {
-        sizes.head_bytes
+        // In 16 bits, whatever the head has.
+        2 * sizes.head_elements
     };
     sizes.layer_bytes + sizes.head_bytes + embedding
 }

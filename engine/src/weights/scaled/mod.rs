@@ -10,6 +10,7 @@
 //!
 //! Scales that quantisers keep for activations (`input_scale` and others) are not read.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use ::safetensors::Dtype;
@@ -81,7 +82,7 @@ pub struct ScaledMatrix<'a> {
     pub n_out: usize,
     pub n_in: usize,
     /// Row after row; no FP8 code is NaN.
-    pub codes: &'a [u8],
+    pub codes: Cow<'a, [u8]>,
     /// Columns under one scale; the last group of a row may be shorter.
     pub group: usize,
     /// `[n_out, n_in.div_ceil(group)]`, all finite; those of NVFP4 are numbers that E4M3 has.
@@ -92,7 +93,8 @@ pub struct ScaledMatrix<'a> {
 
 impl ScaledMatrix<'_> {
     pub fn storage(&self) -> MatrixStorage {
-        storage_of(self.element, (self.n_out, self.n_in), self.scales.len())
+        let shape = (self.n_out, self.n_in);
+        storage_of(self.element, shape, self.group, self.scales.len())
     }
 
     /// Row-major f32, `[n_out, n_in]`. Each product is rounded once: that of a number and a scale of
@@ -126,6 +128,7 @@ impl ScaledMatrix<'_> {
 fn storage_of(
     element: ScaledElement,
     (n_out, n_in): (usize, usize),
+    scale_columns: usize,
     n_scales: usize,
 ) -> MatrixStorage {
     MatrixStorage {
@@ -133,6 +136,7 @@ fn storage_of(
         n_in,
         format: MatrixFormat::Scaled(element),
         is_reordered: false,
+        scale_columns: Some(scale_columns),
         n_elements: (n_out * n_in) as u64,
         n_bytes: (n_out * element.row_bytes(n_in) + element.scale_bytes() * n_scales) as u64,
     }
@@ -195,7 +199,7 @@ impl<'a> Stored<'a> {
     pub fn storage(&self) -> MatrixStorage {
         let [_, columns] = self.scales.block;
         let n_scales = self.n_out * self.n_in.div_ceil(columns);
-        storage_of(self.element, (self.n_out, self.n_in), n_scales)
+        storage_of(self.element, (self.n_out, self.n_in), columns, n_scales)
     }
 
     /// The same matrix with a scale for each row and group.
@@ -214,7 +218,7 @@ impl<'a> Stored<'a> {
             element: self.element,
             n_out: self.n_out,
             n_in: self.n_in,
-            codes,
+            codes: Cow::Borrowed(codes),
             group,
             scales: self.scales.rows(self.place.first, self.n_out, self.n_in)?,
             factor: self.factor,

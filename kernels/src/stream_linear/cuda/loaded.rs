@@ -17,8 +17,8 @@ use crate::cuda::{ClusterLaunch, Element};
 pub struct StreamLinearKernels {
     pub(super) device: Device,
     pub(super) element: Element,
-    /// [format][epilogue][rows]
-    pub(super) stream: Vec<Kernel>,
+    /// [format][epilogue][rows up to the format's most]
+    pub(super) stream: Vec<[Vec<Kernel>; 4]>,
     pub(super) repack_awq: Kernel,
     pub(super) repack_half: Kernel,
     pub(super) large_m: LargeMKernels,
@@ -28,7 +28,8 @@ pub struct StreamLinearKernels {
 
 #[derive(Debug)]
 pub(super) enum LargeMKernels {
-    Wgmma(WgmmaKernels),
+    /// With the kernels for formats that `wgmma.cu` does not have, if any was asked for.
+    Wgmma(WgmmaKernels, Option<MmaKernels>),
     Mma(MmaKernels),
 }
 
@@ -47,9 +48,7 @@ impl StreamLinearKernels {
         Self::load_with_int8(stream, element, large_m, None)
     }
 
-    /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
-    /// [`LARGE_M_MIN`](super::super::LARGE_M_MIN) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
-    /// stream.
+    /// As [`Self::load_for`] all formats.
     ///
     /// # Errors
     ///
@@ -60,31 +59,56 @@ impl StreamLinearKernels {
         large_m: LargeM,
         int8: Option<Int8Room>,
     ) -> Result<Arc<Self>, CudaError> {
+        Self::load_for(stream, element, large_m, int8, &Format::ALL)
+    }
+
+    /// For matrices of `formats`; others are refused where they would need kernels for many rows that were not loaded.
+    /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
+    /// [`LARGE_M_MIN`](super::super::LARGE_M_MIN) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
+    /// stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub fn load_for(
+        stream: &Stream,
+        element: Element,
+        large_m: LargeM,
+        int8: Option<Int8Room>,
+        formats: &[Format],
+    ) -> Result<Arc<Self>, CudaError> {
         let device = stream.device().clone();
         let properties = device.properties().clone();
         let compute_major = properties.compute_capability.0;
-        let mut variants = Vec::with_capacity(64);
-        for format in Format::ALL {
-            for epilogue in Epilogue::ALL {
-                for rows in RowBucket::ALL {
-                    let (prefix, infix) = (format.kernel_prefix(), epilogue.kernel_infix());
-                    let name = format!("{prefix}_{infix}_{}", rows.max());
-                    let kernel = element.kernel(&device, SOURCE, &name)?;
-                    kernel.set_max_dynamic_shared(properties.shared_bytes_per_block)?;
-                    kernel.set_shared_carveout(100)?;
-                    let n_threads = rows.n_warps(compute_major) * 32;
-                    if kernel.max_threads() != n_threads {
-                        // Host and source disagree on the warps, hence on shared memory.
-                        return Err(CudaError::Launch {
-                            kernel: name,
-                            what: "the number of threads a block",
-                            found: n_threads,
-                            limit: kernel.max_threads(),
-                        });
-                    }
-                    variants.push(kernel);
-                }
+        let load = |format: Format, epilogue: Epilogue, rows: RowBucket| {
+            let (format, infix) = (format.kernel_name(), epilogue.kernel_infix());
+            let name = format!("stream_{format}_{infix}_{}", rows.max());
+            let kernel = element.kernel(&device, SOURCE, &name)?;
+            kernel.set_max_dynamic_shared(properties.shared_bytes_per_block)?;
+            kernel.set_shared_carveout(100)?;
+            let n_threads = rows.n_warps(compute_major) * 32;
+            if kernel.max_threads() != n_threads {
+                // Host and source disagree on the warps, hence on shared memory.
+                return Err(CudaError::Launch {
+                    kernel: name,
+                    what: "the number of threads a block",
+                    found: n_threads,
+                    limit: kernel.max_threads(),
+                });
             }
+            Ok(kernel)
+        };
+        let mut variants = Vec::with_capacity(Format::ALL.len());
+        for format in Format::ALL {
+            let of = |epilogue| {
+                let rows = RowBucket::ALL.into_iter();
+                rows.filter(|_| format.has_element(element))
+                    .filter(|rows| rows.max() <= format.max_stream_rows())
+                    .map(|rows| load(format, epilogue, rows))
+                    .collect::<Result<Vec<_>, _>>()
+            };
+            let [a, b, c, d] = Epilogue::ALL.map(of);
+            variants.push([a?, b?, c?, d?]);
         }
         let mut max_clusters = [properties.n_multiprocessors, 0, 0, 0];
         for (i, n_ranks) in [2_u32, 4, 8].into_iter().enumerate() {
@@ -92,7 +116,7 @@ impl StreamLinearKernels {
             let mut config = LaunchConfig::new(n_ranks, n_threads);
             config.cluster = n_ranks;
             config.shared_bytes = properties.shared_bytes_per_block;
-            let n_clusters = variants[0].max_active_clusters(stream, &config)?;
+            let n_clusters = variants[0][0][0].max_active_clusters(stream, &config)?;
             // One block a multiprocessor, even where two would fit.
             max_clusters[i + 1] = n_clusters.min(properties.n_multiprocessors / n_ranks as usize);
         }
@@ -107,7 +131,13 @@ impl StreamLinearKernels {
         let repack_half = device.kernel(repack::SOURCE, "repack_half")?;
         let large_m = match large_m {
             LargeM::Wgmma { exclusive_device } => {
-                LargeMKernels::Wgmma(WgmmaKernels::load(stream, element, exclusive_device)?)
+                let wgmma = WgmmaKernels::load(stream, element, exclusive_device)?;
+                let lacks = |format: &Format| !format.has_wgmma() && format.has_element(element);
+                let others = formats.iter().any(lacks);
+                let others = others
+                    .then(|| MmaKernels::load(stream, element))
+                    .transpose()?;
+                LargeMKernels::Wgmma(wgmma, others)
             }
             LargeM::Mma => LargeMKernels::Mma(MmaKernels::load(stream, element)?),
         };
@@ -167,10 +197,17 @@ impl StreamLinearKernels {
         m >= TILED_ROWS
     }
 
+    /// Whether all kernels for matrices of this format are there.
+    pub(super) fn takes(&self, format: Format) -> bool {
+        let has_tiles =
+            format.has_wgmma() || !matches!(self.large_m, LargeMKernels::Wgmma(_, None));
+        has_tiles && format.has_element(self.element)
+    }
+
     /// What was loaded for many rows.
     pub fn large_m(&self) -> LargeM {
         match &self.large_m {
-            LargeMKernels::Wgmma(kernels) => LargeM::Wgmma {
+            LargeMKernels::Wgmma(kernels, _) => LargeM::Wgmma {
                 exclusive_device: kernels.exclusive_device,
             },
             LargeMKernels::Mma(_) => LargeM::Mma,
@@ -191,8 +228,9 @@ impl StreamLinearKernels {
         self.int8.as_ref().map(Int8Kernels::quantized)
     }
 
+    /// `rows`: one that the format has.
     pub(super) fn variant(&self, format: Format, epilogue: Epilogue, rows: RowBucket) -> &Kernel {
         // The enums' order is the order of their `ALL`, in which `load` has filled the list.
-        &self.stream[(format as usize * 4 + epilogue as usize) * 4 + rows as usize]
+        &self.stream[format as usize][epilogue as usize][rows as usize]
     }
 }

@@ -92,8 +92,8 @@ impl StreamLinear {
     ///
     /// # Errors
     ///
-    /// If there is no such part, the matrix has 16-bit weights, the source's lengths are not
-    /// those of the part, or one of its views or `stream` is of another device.
+    /// If there is no such part, the matrix has another format, the part's columns are no multiple of 8, the source's
+    /// lengths are not those of the part, or one of its views or `stream` is of another device.
     pub fn load_awq(
         &mut self,
         stream: &Stream,
@@ -102,9 +102,17 @@ impl StreamLinear {
     ) -> Result<(), CudaError> {
         let n = self.part_n(part)?;
         let layout = &self.layout;
-        let Some(group) = layout.format.group() else {
-            return Err(value_error("AWQ weights for a 16-bit matrix".into()));
+        let Some(group) = layout.format.awq_group() else {
+            let format = layout.format;
+            return Err(value_error(format!(
+                "AWQ weights for a matrix in {format:?}"
+            )));
         };
+        if !n.is_multiple_of(8) {
+            return Err(value_error(format!(
+                "a part of AWQ weights has {n} columns, no multiple of 8"
+            )));
+        }
         let k = layout.k;
         check_len("qweight's words", source.qweight.len(), k * n / 8)?;
         check_len("qzeros' words", source.qzeros.len(), k / group * n / 8)?;
@@ -149,7 +157,10 @@ impl StreamLinear {
         let n = self.part_n(part)?;
         let layout = &self.layout;
         if layout.format != Format::Half {
-            return Err(value_error("16-bit weights for an AWQ matrix".into()));
+            let format = layout.format;
+            return Err(value_error(format!(
+                "16-bit weights for a matrix in {format:?}"
+            )));
         }
         let rows = CHECK.element("a weight", rows, self.kernels.element)?;
         check_len("the weights", rows.len(), n * layout.k)?;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use gpu::{Buffer, Device, Stream, use_kernels_of_environment};
 use half::f16;
 use kernels::cuda::{Activation, Element, ElementBuffer, RowLayout};
-use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
+use kernels::stream_linear::codes::{self, CodeSource, Packed};
+use kernels::stream_linear::reference::{self, AwqMatrix, CodeMatrix, pack_awq, pack_half};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,
     StreamLinearKernels, Variant,
@@ -61,7 +62,7 @@ pub fn random_case(
     let mut packed = Packed::zeroed(&layout);
     let mut weights = Vec::new();
     for (part, &n) in parts_n.iter().enumerate() {
-        if let Some(group) = format.group() {
+        if let Some(group) = format.awq_group() {
             let matrix = AwqMatrix {
                 n,
                 k,
@@ -83,6 +84,15 @@ pub fn random_case(
             linear.load_awq(&gpu.stream, part, &source).expect("repack");
             pack_awq(&layout, part, &matrix, &mut packed);
             weights.push((0..n * k).map(|i| matrix.weight(i / k, i % k)).collect());
+        } else if format.group().is_some() {
+            let scale = if format == Format::Fp8 {
+                0.1
+            } else {
+                0.16 / f32::powi(2.0, format.code_bits() as i32)
+            };
+            let matrix = CodeMatrix::random(format, (n, k), scale, || rng.random());
+            codes::pack(&layout, part, CodeSource::Codes(&matrix), &mut packed).expect("packed");
+            weights.push((0..n * k).map(|i| matrix.weight(i / k, i % k)).collect());
         } else {
             let element = gpu.kernels.element();
             let rows: Vec<u16> = (0..n * k)
@@ -96,6 +106,11 @@ pub fn random_case(
             let values = rows.iter().map(|bits| f64::from(element.value(*bits)));
             weights.push(values.collect());
         }
+    }
+    if format.group().is_some() && format.awq_group().is_none() {
+        linear
+            .load_packed(&gpu.stream, &packed.weights, &packed.scales)
+            .expect("upload");
     }
     let on_device = linear
         .packed_weights()
@@ -276,7 +291,9 @@ pub const BF16_FACTOR: f64 = 10.0;
 
 pub fn assert_close(gpu: &Gpu, case: &Case, epilogue: Epilogue, m: usize, error: f64) {
     let element = gpu.kernels.element();
-    let is_stream = matches!(case.linear.variant(m), Ok(Variant::Stream(_)));
+    // Weights of 8 bits are rounded in every kernel.
+    let is_stream = matches!(case.linear.variant(m), Ok(Variant::Stream(_)))
+        && case.layout.format.code_bits() != 8;
     let of_f16 = if is_stream {
         TOLERANCE
     } else {
