@@ -136,10 +136,12 @@ fn tokens(n: usize, seed: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Pages in a scrambled order, so that confusing one with its neighbour shows.
+/// Pages in a scrambled order, so that confusing one with its neighbour shows. Eight sequences take
+/// turns; of more than eight, each has at most 14 pages.
 fn pages(sequence: u32, n_tokens: usize) -> Vec<PageIdx> {
+    let (group, lane) = (sequence / 8, sequence % 8);
     (0..n_tokens.div_ceil(16) as u32)
-        .map(|i| PageIdx(sequence + 8 * (i ^ 1)))
+        .map(|i| PageIdx(lane + 8 * ((i ^ 1) + 14 * group)))
         .collect()
 }
 

@@ -149,7 +149,7 @@ fn launches_check_their_arguments() {
         .expect_err("refused")
         .to_string();
     assert!(
-        refused.contains("16-bit weights for an AWQ matrix"),
+        refused.contains("16-bit weights for a matrix in AwqG64"),
         "{refused}"
     );
     let words = Buffer::<u32>::zeroed(&stream, 320 * 4).expect("memory");
