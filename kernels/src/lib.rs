@@ -46,6 +46,7 @@ pub mod cuda;
 pub mod dense_linear;
 pub mod embedding;
 pub mod error;
+pub mod experts;
 pub mod isa;
 pub mod lanes;
 pub mod linear;
