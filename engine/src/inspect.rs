@@ -75,7 +75,11 @@ impl fmt::Display for Report {
             ("eos ids", format!("{:?}", c.eos_token_ids)),
             (
                 "parameters",
-                format!("{n_params} ({:.2} billion)", n_params as f64 / 1e9),
+                format!(
+                    "{n_params} ({:.2} billion{})",
+                    n_params as f64 / 1e9,
+                    of_a_token(c, n_params)
+                ),
             ),
             (
                 "weights",
@@ -112,7 +116,8 @@ impl fmt::Display for Report {
 /// Totals by format, largest first. A tied head counts once, as the embedding.
 fn totals(checkpoint: &dyn Checkpoint) -> Result<Vec<FormatTotal>, WeightError> {
     let mut totals: Vec<FormatTotal> = Vec::new();
-    let mut add = |format: &str, n_elements: u64, n_bytes: u64| {
+    let is_gguf = checkpoint.format().is_gguf();
+    let mut add = |format: &str, n_tensors: u64, n_elements: u64, n_bytes: u64| {
         let at = totals
             .iter()
             .position(|t| t.format == format)
@@ -126,31 +131,58 @@ fn totals(checkpoint: &dyn Checkpoint) -> Result<Vec<FormatTotal>, WeightError> 
                 });
                 totals.len() - 1
             });
-        totals[at].n_tensors += 1;
+        totals[at].n_tensors += n_tensors;
         totals[at].n_elements += n_elements;
         totals[at].n_bytes += n_bytes;
     };
     for id in MatrixId::all(checkpoint.config()) {
         let storage = checkpoint.storage(id)?;
+        // GGUF has the experts of a layer in one tensor.
+        let is_in_firsts = is_gguf && id.expert().is_some_and(|expert| expert > 0);
         add(
             &storage.format.to_string(),
+            u64::from(!is_in_firsts),
             storage.n_elements,
             storage.n_bytes,
         );
     }
     for id in VectorId::all(checkpoint.config()) {
         let n = id.n_elements(checkpoint.config()) as u64;
-        add("vectors, as f32", n, 4 * n);
+        add("vectors, as f32", 1, n, 4 * n);
     }
     totals.sort_by_key(|t| std::cmp::Reverse(t.n_bytes));
     Ok(totals)
 }
 
 fn architecture(c: &ModelConfig) -> String {
+    let experts = c.experts.as_ref().map(|experts| {
+        format!(
+            ", {} experts of {} in {} layers, {} a token",
+            experts.n_experts,
+            experts.intermediate,
+            c.n_sparse_layers(),
+            experts.n_active
+        )
+    });
     format!(
-        "{:?}, {} layers, hidden {}, intermediate {}",
-        c.family, c.n_layers, c.hidden, c.intermediate
+        "{:?}, {} layers, hidden {}, intermediate {}{}",
+        c.family,
+        c.n_layers,
+        c.hidden,
+        c.intermediate,
+        experts.unwrap_or_default()
     )
+}
+
+/// How many of the parameters a token's pass needs, if not all.
+fn of_a_token(c: &ModelConfig, n_params: u64) -> String {
+    let Some(experts) = &c.experts else {
+        return String::new();
+    };
+    let n_idle = c.n_sparse_layers() * (experts.n_experts - experts.n_active);
+    let idle = (n_idle * 3 * experts.intermediate * c.hidden) as u64;
+    let n_active = n_params.saturating_sub(idle) as f64 / 1e9;
+    format!(", {n_active:.2} of them a token")
 }
 
 fn heads(c: &ModelConfig) -> String {
@@ -189,4 +221,47 @@ fn tied(c: &ModelConfig) -> &'static str {
 
 fn mebibytes(n_bytes: u64) -> String {
     format!("{:.1} MiB", n_bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::Family;
+    use crate::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gguf};
+    use crate::weights::{ElementFormat, ModelFiles};
+
+    fn report(files: ModelFiles) -> String {
+        let model = ResolvedModel {
+            requested: "x".into(),
+            display_name: "x".into(),
+            files,
+            tokenizer_dir: None,
+            sha256: String::new(),
+        };
+        inspect(&model).expect("a report").to_string()
+    }
+
+    /// Two layers of 6 experts, each of 3 matrices, beside 4 matrices of attention and a router; GGUF
+    /// has the experts of a layer in 3 tensors.
+    #[test]
+    fn experts_are_counted_as_parameters_and_as_tensors() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = tiny_config(Family::Qwen3Moe);
+        let file = dir.path().join("x.gguf");
+        write_gguf(&file, &config, ElementFormat::F32, 1, &[]).expect("written");
+        let folder = dir.path().join("folder");
+        write_folder(&folder, &config, FolderFormat::F32, 1, 1).expect("written");
+        for (files, n_tensors) in [
+            (ModelFiles::Gguf(file), 2 + 2 * (4 + 1 + 3)),
+            (ModelFiles::Folder(folder), 2 + 2 * (4 + 1 + 18)),
+        ] {
+            let text = report(files);
+            let architecture = "intermediate 128, 6 experts of 64 in 2 layers, 2 a token";
+            assert!(text.contains(architecture), "{text}");
+            assert!(text.contains("of them a token"), "{text}");
+            let line = text.lines().find(|line| line.starts_with("F32"));
+            let words: Vec<&str> = line.expect("a format").split_whitespace().collect();
+            assert_eq!(words[1], n_tensors.to_string(), "{text}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use self::arrivals::Text;
 use crate::config::resolved::EngineConfig;
 use crate::config::typed::{Device, KvCacheDtype};
 use crate::engine_loop::CostMeter;
-use crate::executor::cuda::{GraphSizes, graph_sizes};
+use crate::executor::cuda::{GraphSizes, check_is_dense, graph_sizes};
 use crate::executor::simulated::cost::{device_bytes, sizes_of};
 use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOptions};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, HostTierOptions};
@@ -184,6 +184,7 @@ pub fn executor(
         KvCacheDtype::Fp8E4m3 => 1,
     };
     let checkpoint = model.checkpoint.as_ref();
+    check_is_dense(checkpoint.config()).map_err(LaunchError::from)?;
     let sizes = sizes_of(checkpoint, kv_element_bytes).map_err(LaunchError::from)?;
     let weight_bytes = device_bytes(&sizes, checkpoint.config());
     let memory = config

@@ -265,7 +265,7 @@ codes! {
 
     UnsupportedArchitecture = "unsupported_architecture", Start, None, "", None;
     "The model has an architecture that this engine does not support.";
-    "Serve a dense Qwen3, Qwen2, Qwen2.5, Llama or Mistral model, as safetensors or as GGUF.";
+    "Serve a Qwen3, Qwen2, Qwen2.5, Llama or Mistral model, as safetensors or as GGUF; Qwen3-MoE runs with --device cpu.";
 
     UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
     "The checkpoint is quantised in a format that this engine, or its GPU kernels, does not support.";

@@ -2,8 +2,10 @@
 //! allocated.
 //!
 //! Weights count with their stored size: packed they take about the same, and an lm_head that is
-//! rounded to 8 bits takes less. The activations of a pass are not counted; they are a few MiB.
+//! rounded to 8 bits takes less. Experts' buffers count with them. The other activations of a pass are
+//! not counted; they are a few MiB.
 
+use crate::executor::cpu::expert_buffer_bytes;
 use crate::kv::PAGE_TOKENS;
 use crate::weights::{Checkpoint, MatrixId, VectorId, WeightError};
 
@@ -22,6 +24,7 @@ pub(super) struct Demand {
     pub max_total_tokens: Option<usize>,
 }
 
+/// Of weights and experts' buffers.
 pub(super) fn weight_bytes(checkpoint: &dyn Checkpoint) -> Result<u64, WeightError> {
     let config = checkpoint.config();
     let mut n_bytes = 0;
@@ -30,7 +33,7 @@ pub(super) fn weight_bytes(checkpoint: &dyn Checkpoint) -> Result<u64, WeightErr
     }
     let values = VectorId::all(config).into_iter();
     let n_values: usize = values.map(|id| id.n_elements(config)).sum();
-    Ok(n_bytes + (n_values * size_of::<f32>()) as u64)
+    Ok(n_bytes + (n_values * size_of::<f32>()) as u64 + expert_buffer_bytes(config))
 }
 
 /// The largest KV pool in tokens that fits, or why it is empty or smaller than requested.

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use super::LaunchError;
 use crate::config::EngineConfig;
 use crate::config::typed;
-use crate::executor::cuda::{CudaExecutor, CudaLoadError};
+use crate::executor::cuda::{CudaExecutor, CudaLoadError, check_is_dense};
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
 use crate::model::quantization::{QuantMethod, Quantization};
 use crate::request::sampling_defaults::{Recommendation, SamplingDefaults};
 use crate::source::hub::Parts;
-use crate::source::{self, ModelSource, Progress, ResolvedModel, SourceError};
+use crate::source::{self, Accept, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::format::CheckpointFormat;
 use crate::weights::scaled::ScaledElement;
@@ -63,9 +63,12 @@ pub(super) fn load_accepted(
     progress: &dyn Fn(Progress),
 ) -> Result<LoadedModel, LaunchError> {
     let cache_dir = cache_dir(config.cache_dir.as_ref())?;
-    let accept = |found: &ResolvedModel| {
-        check_small_files(config, found)?;
-        accept(found)
+    let accept = Accept {
+        files: &|found| {
+            check_small_files(config, found)?;
+            accept(found)
+        },
+        config: &|model| check_device(config, model),
     };
     let (requested, resolved, fallback_reason) = if let Some(path) = &config.model_path {
         let source = ModelSource::parse(path)?;
@@ -74,7 +77,7 @@ pub(super) fn load_accepted(
         (path.clone(), resolved, None)
     } else {
         let default = source::resolve_default(&cache_dir, progress)?;
-        accept(&default.model)?;
+        (accept.files)(&default.model)?;
         ("default".to_owned(), default.model, default.fallback_reason)
     };
     if let Some(reason) = &fallback_reason {
@@ -145,12 +148,14 @@ fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(),
         // Only its header is read here, without hashing the file.
         ModelFiles::Gguf(_) => {
             let checkpoint = open(config, found)?;
+            check_device(config, checkpoint.config())?;
             check_context_length(config, checkpoint.config())?;
             return check_quantization(config.quantization, checkpoint.format());
         }
-        ModelFiles::Synthetic(_) => return Ok(()),
+        ModelFiles::Synthetic(preset) => return check_device(config, &preset.config),
     };
     let folder = config_json::read_folder(dir).map_err(SourceError::Config)?;
+    check_device(config, &folder.model)?;
     check_context_length(config, &folder.model)?;
     let format = CheckpointFormat::of(folder.quantization);
     match config.load_format {
@@ -172,16 +177,27 @@ fn check_act_order(
     config: &EngineConfig,
     quantization: Option<Quantization>,
 ) -> Result<(), LaunchError> {
-    let is_on_gpu = || match config.device {
-        typed::Device::Cpu => false,
-        typed::Device::Cuda => true,
-        typed::Device::Auto => CudaExecutor::unavailable().is_none(),
-    };
-    if quantization.is_some_and(Quantization::act_order) && is_on_gpu() {
+    if quantization.is_some_and(Quantization::act_order) && is_on_gpu(config) {
         let place = "config.json".to_owned();
         return Err(CudaLoadError::ActOrder { place }.into());
     }
     Ok(())
+}
+
+/// Experts are computed on the CPU alone.
+fn check_device(config: &EngineConfig, model: &ModelConfig) -> Result<(), LaunchError> {
+    if model.experts.is_some() && is_on_gpu(config) {
+        check_is_dense(model)?;
+    }
+    Ok(())
+}
+
+fn is_on_gpu(config: &EngineConfig) -> bool {
+    match config.device {
+        typed::Device::Cpu => false,
+        typed::Device::Cuda => true,
+        typed::Device::Auto => CudaExecutor::unavailable().is_none(),
+    }
 }
 
 /// Checks that `--context-length` does not exceed the model's own.

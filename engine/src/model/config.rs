@@ -1,19 +1,21 @@
-//! The shapes and options of one decoder-only transformer: Qwen3, Qwen2/2.5 or Llama.
+//! The shapes and options of one decoder-only transformer: Qwen3, Qwen3-MoE, Qwen2/2.5 or Llama.
 //!
-//! All three are the same block (RMSNorm, GQA attention with RoPE, SwiGLU) and differ in
-//! the switches below. Read from `config.json` ([`super::config_json`]) or from GGUF metadata.
+//! All are the same block (RMSNorm, GQA attention with RoPE, SwiGLU) and differ in the switches below;
+//! Qwen3-MoE has [`Experts`] in place of one MLP. Read from `config.json` ([`super::config_json`]) or from GGUF metadata.
 //!
 //! Every size passes [`ModelConfig::validated`] before anything is allocated for it: a checkpoint
 //! is an untrusted file, and an absurd number in it must not exhaust the memory.
 
 pub use kernels::rope::Scaling as RopeScaling;
 
+use super::experts::Experts;
 use crate::errors::Code;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     Qwen3,
+    Qwen3Moe,
     Qwen2,
     Llama,
 }
@@ -43,6 +45,9 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     pub eos_token_ids: Vec<u32>,
     pub bos_token_id: Option<u32>,
+    /// `None`: every layer has one MLP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -104,7 +109,7 @@ impl ConfigError {
 }
 
 /// Upper bounds for values from a file: far above any published model, far below an overflow.
-mod limit {
+pub(super) mod limit {
     pub const LAYERS: usize = 1024;
     pub const HIDDEN: usize = 1 << 17;
     pub const INTERMEDIATE: usize = 1 << 20;
@@ -114,6 +119,8 @@ mod limit {
     pub const CONTEXT: usize = 1 << 27;
     pub const MATRIX_ELEMENTS: usize = 1 << 36;
     pub const EOS_IDS: usize = 64;
+    pub const EXPERTS: usize = 4096;
+    pub const EXPERTS_OF_ALL_LAYERS: usize = 1 << 18;
 }
 
 impl ModelConfig {
@@ -130,6 +137,18 @@ impl ModelConfig {
     /// Elements of K and V that one token occupies in the cache, over all layers.
     pub fn kv_elements_per_token(&self) -> usize {
         2 * self.n_layers * self.kv_width()
+    }
+
+    /// The experts of this layer; `None`: it has one MLP.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let experts = self.experts.as_ref();
+        experts.filter(|experts| experts.dense_layers.binary_search(&layer).is_err())
+    }
+
+    /// Layers that have experts.
+    pub fn n_sparse_layers(&self) -> usize {
+        let experts = self.experts.as_ref();
+        experts.map_or(0, |experts| self.n_layers - experts.dense_layers.len())
     }
 
     /// Checks every size against the limits and against the others.
@@ -197,6 +216,9 @@ impl ModelConfig {
         finite("rms_norm_eps", self.rms_norm_eps, 0.0, 1.0)?;
         finite("rope theta", self.rope.theta, 1.0, 1e12)?;
         check_scaling(self.rope.scaling)?;
+        if let Some(experts) = &self.experts {
+            experts.check(&self)?;
+        }
         Ok(self)
     }
 }
@@ -253,7 +275,7 @@ pub fn yarn_attention_factor(factor: f32) -> f32 {
     }
 }
 
-fn in_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), ConfigError> {
+pub(super) fn in_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), ConfigError> {
     if (min..=max).contains(&value) {
         return Ok(());
     }

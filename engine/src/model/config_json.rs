@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::{ConfigError, Family, ModelConfig};
+use super::experts;
 use super::json_fields::Fields;
 use super::layer_types::LayerTypes;
 use super::quantization::{self, Quantization};
@@ -102,6 +103,8 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     let n_layers = fields.required_size("num_hidden_layers")?;
     let layers = if is_mistral(&fields)? {
         LayerTypes::of_mistral(&fields)?
+    } else if family == Family::Qwen3Moe && !config["layer_types"].is_array() {
+        LayerTypes::of_qwen3_moe(&fields)?
     } else {
         LayerTypes::read(&fields, n_layers)?
     };
@@ -110,8 +113,10 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
     let (qkv_bias, o_bias) = match family {
         Family::Qwen2 => (true, false),
-        Family::Qwen3 | Family::Llama => (attention_bias, attention_bias),
+        Family::Qwen3 | Family::Qwen3Moe | Family::Llama => (attention_bias, attention_bias),
     };
+    let is_moe = family == Family::Qwen3Moe;
+    let experts = is_moe.then(|| experts::read(&fields, n_layers));
 
     let model = ModelConfig {
         family,
@@ -128,9 +133,10 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
         tied_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
         qkv_bias,
         o_bias,
-        qk_norm: family == Family::Qwen3,
+        qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe),
         eos_token_ids: eos_ids(&fields, generation)?,
         bos_token_id: bos_id(&fields, vocab)?,
+        experts: experts.transpose()?,
     };
     Ok(FolderConfig {
         model: model.validated()?,
@@ -152,10 +158,11 @@ fn is_mistral(fields: &Fields) -> Result<bool, ConfigError> {
 }
 
 fn family(fields: &Fields) -> Result<Family, ConfigError> {
-    const SUPPORTED: &str =
-        "Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM, MistralForCausalLM";
+    const SUPPORTED: &str = "Qwen3ForCausalLM, Qwen3MoeForCausalLM, Qwen2ForCausalLM, \
+                             LlamaForCausalLM, MistralForCausalLM";
     match architecture(fields)? {
         "Qwen3ForCausalLM" | "qwen3" => Ok(Family::Qwen3),
+        "Qwen3MoeForCausalLM" | "qwen3_moe" => Ok(Family::Qwen3Moe),
         "Qwen2ForCausalLM" | "qwen2" => Ok(Family::Qwen2),
         // Mistral is Llama with a head size of its own and, in some models, a window.
         "LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral" => Ok(Family::Llama),

@@ -49,6 +49,121 @@ fn qwen3_is_read_as_published() {
     assert_eq!(read, preset);
 }
 
+/// `config.json` of Qwen/Qwen3-30B-A3B.
+fn qwen3_30b_a3b() -> Value {
+    json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false, "bos_token_id": 151643,
+        "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960,
+        "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768, "norm_topk_prob": true, "num_attention_heads": 32,
+        "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+        "num_key_value_heads": 4, "output_router_logits": false, "rms_norm_eps": 1e-6,
+        "rope_scaling": null, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+        "sliding_window": null, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "use_sliding_window": false, "vocab_size": 151936
+    })
+}
+
+#[test]
+fn qwen3_moe_is_read_as_published() {
+    let generation = json!({ "eos_token_id": [151645, 151643] });
+    let read = parse(&qwen3_30b_a3b(), Some(&generation)).expect("valid");
+    let preset = crate::weights::preset::find("qwen3-30b-a3b").expect("a preset");
+    assert_eq!(read.model, preset.config);
+}
+
+#[test]
+fn layers_are_dense_where_either_key_says_so() {
+    let dense = |keys: &[(&str, Value)]| {
+        let mut config = with(qwen3_30b_a3b(), "num_hidden_layers", json!(6));
+        for (key, value) in keys {
+            config[*key] = value.clone();
+        }
+        let model = parsed(&config).model;
+        let is_dense = |layer: &usize| model.experts_of(*layer).is_none();
+        let dense: Vec<usize> = (0..6).filter(is_dense).collect();
+        assert_eq!(model.n_sparse_layers(), 6 - dense.len());
+        dense
+    };
+    assert!(dense(&[]).is_empty());
+    assert_eq!(dense(&[("mlp_only_layers", json!([3, 1, 3]))]), [1, 3]);
+    assert_eq!(dense(&[("decoder_sparse_step", json!(2))]), [0, 2, 4]);
+    let both = [
+        ("decoder_sparse_step", json!(3)),
+        ("mlp_only_layers", json!([5])),
+    ];
+    assert_eq!(dense(&both), [0, 1, 3, 4, 5]);
+    assert_eq!(dense(&[("decoder_sparse_step", json!(9))]).len(), 6);
+}
+
+#[test]
+fn defaults_of_experts_are_hugging_faces() {
+    let mut config = qwen3_30b_a3b();
+    let map = config.as_object_mut().expect("an object");
+    for key in ["norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"] {
+        map.remove(key);
+    }
+    let n = map.remove("num_experts").expect("there");
+    map.insert("num_local_experts".into(), n);
+    let experts = parsed(&config).model.experts.expect("experts");
+    assert_eq!((experts.n_experts, experts.n_active), (128, 8));
+    assert!(!experts.norm_topk_prob && experts.dense_layers.is_empty());
+}
+
+#[test]
+fn experts_out_of_range_are_refused_with_value_and_limit() {
+    for (key, value, parts) in [
+        ("num_experts", json!(0), ["is 0", "1 to 4096"]),
+        ("num_experts", json!(5000), ["is 5000", "1 to 4096"]),
+        ("num_experts", json!("8"), ["\"8\"", "whole number"]),
+        ("num_experts", Value::Null, ["no num_experts", ""]),
+        ("num_local_experts", json!(64), ["is 64", "which is 128"]),
+        ("num_experts_per_tok", json!(0), ["is 0", "1 to 128"]),
+        ("num_experts_per_tok", json!(129), ["is 129", "1 to 128"]),
+        (
+            "num_experts_per_tok",
+            Value::Null,
+            ["num_experts_per_tok", ""],
+        ),
+        ("moe_intermediate_size", json!(0), ["is 0", "1 to 1048576"]),
+        ("decoder_sparse_step", json!(0), ["is 0", "1 to 1024"]),
+        ("norm_topk_prob", json!(1), ["is 1", "true or false"]),
+        (
+            "mlp_only_layers",
+            json!([48]),
+            ["is [48]", "below the number of layers 48"],
+        ),
+        ("mlp_only_layers", json!(3), ["is 3", "a list of layers"]),
+        ("mlp_only_layers", json!([-1]), ["[-1]", "a list of layers"]),
+        (
+            "shared_expert_intermediate_size",
+            json!(768),
+            ["is 768", "Qwen3-MoE"],
+        ),
+        ("routed_scaling_factor", json!(2.5), ["is 2.5", "Qwen3-MoE"]),
+        ("scoring_func", json!("sigmoid"), ["sigmoid", "Qwen3-MoE"]),
+    ] {
+        let message = refused(&with(qwen3_30b_a3b(), key, value));
+        for part in parts {
+            assert!(message.contains(part), "{key}: {message}");
+        }
+    }
+    let mut huge = with(qwen3_30b_a3b(), "num_experts", json!(4096));
+    huge["num_hidden_layers"] = json!(100);
+    assert!(refused(&huge).contains("409600"), "{}", refused(&huge));
+    let wide = with(qwen3_30b_a3b(), "moe_intermediate_size", json!(1 << 20));
+    assert!(refused(&wide).contains("experts x"), "{}", refused(&wide));
+}
+
+#[test]
+fn a_window_of_a_model_with_experts_is_that_of_every_layer() {
+    let windowed = with(qwen3_30b_a3b(), "use_sliding_window", json!(true));
+    assert_eq!(parsed(&windowed).model.context_length, 40_960);
+    let windowed = with(windowed, "sliding_window", json!(4096));
+    assert_eq!(parsed(&windowed).model.context_length, 4096);
+}
+
 #[test]
 fn llama_defaults_are_hugging_faces() {
     let read = parsed(&llama()).model;

@@ -80,6 +80,16 @@ impl LayerTypes {
         })
     }
 
+    /// Qwen3-MoE's layers all have the window of `sliding_window` if `use_sliding_window` says so.
+    pub fn of_qwen3_moe(fields: &Fields) -> Result<Self, ConfigError> {
+        let uses_window = fields.flag("use_sliding_window")?.unwrap_or(false);
+        let window = fields.size("sliding_window")?.filter(|_| uses_window);
+        Ok(Self {
+            has_window: window.is_some(),
+            window,
+        })
+    }
+
     /// Attention here is always full. Up to the window's size it equals windowed attention, so a
     /// model with a windowed layer is limited to that length.
     pub fn context(&self, context: usize) -> usize {

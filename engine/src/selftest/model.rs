@@ -59,6 +59,7 @@ pub fn checkpoint(
         qk_norm: true,
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
+        experts: None,
     };
     SyntheticCheckpoint::new(config, SyntheticFormat::Awq { group_size: 128 }, SEED).made_on_host()
 }

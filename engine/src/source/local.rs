@@ -94,6 +94,7 @@ pub(super) fn judge_header(path: &Path) -> Result<(), SourceError> {
         .len();
     let beginning = beginning_of(path, HEADER_BYTES)?;
     gguf::judge_beginning(&beginning, n_bytes)
+        .map(drop)
         .map_err(|error| SourceError::Weights(Box::new(error)))
 }
 

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::errors::Code;
-use crate::model::config::ConfigError;
+use crate::model::config::{ConfigError, ModelConfig};
 use crate::model::config_json;
 use crate::weights::preset::{self, Preset};
 use crate::weights::{ModelFiles, WeightError};
@@ -210,17 +210,28 @@ pub fn resolve(
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
 ) -> Result<ResolvedModel, SourceError> {
-    let accept = |found: &ResolvedModel| match &found.files {
-        ModelFiles::Folder(dir) => Ok(config_json::read_folder(dir).map(drop)?),
-        ModelFiles::Gguf(file) => local::judge_header(file),
-        ModelFiles::Synthetic(_) => Ok(()),
+    let accept = Accept {
+        files: &|found| match &found.files {
+            ModelFiles::Folder(dir) => Ok(config_json::read_folder(dir).map(drop)?),
+            ModelFiles::Gguf(file) => local::judge_header(file),
+            ModelFiles::Synthetic(_) => Ok(()),
+        },
+        config: &|_| Ok(()),
     };
     resolve_accepted(source, hub::Parts::Whole, cache_dir, &accept, progress)
 }
 
-/// As [`resolve`], with a check of the small files by the caller. `accept` is called when they are
-/// there (configuration and tokenizer of a folder; a whole GGUF file) and before weights are
-/// downloaded or hashed; the model that it sees has no digest yet.
+/// What the caller checks of a model.
+pub(crate) struct Accept<'a, E> {
+    /// Called when the small files are there (configuration and tokenizer of a folder; a whole GGUF
+    /// file) and before weights are downloaded or hashed; the model that it sees has no digest yet.
+    pub files: &'a dyn Fn(&ResolvedModel) -> Result<(), E>,
+    /// Called with the configuration in a GGUF file's header, before the file is downloaded from the
+    /// hub.
+    pub config: &'a dyn Fn(&ModelConfig) -> Result<(), E>,
+}
+
+/// As [`resolve`], with checks by the caller.
 ///
 /// [`hub::Parts::WithoutWeights`] is for `--load-format dummy`: of a hub folder, only the
 /// configuration and the tokenizer are downloaded, and a folder's digest is its configuration's,
@@ -229,10 +240,10 @@ pub(crate) fn resolve_accepted<E: From<SourceError>>(
     source: &ModelSource,
     parts: hub::Parts,
     cache_dir: &Path,
-    accept: &dyn Fn(&ResolvedModel) -> Result<(), E>,
+    accept: &Accept<'_, E>,
     progress: &dyn Fn(Progress),
 ) -> Result<ResolvedModel, E> {
-    let accepted = |model: ResolvedModel| accept(&model).map(|()| model);
+    let accepted = |model: ResolvedModel| (accept.files)(&model).map(|()| model);
     let hashed = |mut model: ResolvedModel| -> Result<ResolvedModel, SourceError> {
         model.sha256 = digest_of(&model.files, parts, cache_dir, progress)?;
         Ok(model)
@@ -257,8 +268,11 @@ pub(crate) fn resolve_accepted<E: From<SourceError>>(
                 found.display_name = model.display_name(files, &found.display_name);
                 found
             };
-            let accept_files = |files: &ModelFiles| accept(&named(files));
-            let files = hub::fetch(model, parts, &settings, &accept_files, progress)?;
+            let accept = hub::Accept {
+                files: &|files| (accept.files)(&named(files)),
+                config: accept.config,
+            };
+            let files = hub::fetch(model, parts, &settings, &accept, progress)?;
             Ok(hashed(named(&files))?)
         }
     }
@@ -284,7 +298,7 @@ fn synthetic(
     Ok(ResolvedModel {
         requested: format!("synthetic:{}", preset.name),
         display_name: preset.name.to_string(),
-        files: ModelFiles::Synthetic(preset.clone()),
+        files: ModelFiles::Synthetic(Box::new(preset.clone())),
         tokenizer_dir,
         sha256: digest::of_text(&format!("{config} {:?}", preset.format)),
     })

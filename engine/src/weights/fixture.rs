@@ -12,6 +12,7 @@ use std::path::Path;
 
 pub mod blocks;
 pub(in crate::weights) mod drawn;
+pub mod moe;
 pub mod packed;
 pub mod scaled;
 
@@ -26,6 +27,7 @@ use super::gguf::value::Value;
 use super::synthetic::{SyntheticCheckpoint, SyntheticFormat};
 use super::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq};
 use crate::model::config::{Family, ModelConfig, RopeConfig, RopeScaling};
+use crate::model::experts::Experts;
 
 /// Element format of a written safetensors folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub fn tiny_config(family: Family) -> ModelConfig {
         intermediate: 128,
         n_q_heads: 4,
         n_kv_heads: 2,
-        head_dim: if family == Family::Qwen3 { 32 } else { 16 },
+        head_dim: if is_qwen3(family) { 32 } else { 16 },
         vocab: 320,
         context_length: 512,
         rms_norm_eps: 1e-6,
@@ -71,10 +73,35 @@ pub fn tiny_config(family: Family) -> ModelConfig {
         tied_embeddings: family == Family::Qwen2,
         qkv_bias: family == Family::Qwen2,
         o_bias: false,
-        qk_norm: family == Family::Qwen3,
+        qk_norm: is_qwen3(family),
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
+        experts: experts(family, 64),
     }
+}
+
+pub(in crate::weights) fn is_qwen3(family: Family) -> bool {
+    matches!(family, Family::Qwen3 | Family::Qwen3Moe)
+}
+
+/// Six experts of this width in every layer, two of them for a token, if the family has experts.
+pub fn experts(family: Family, intermediate: usize) -> Option<Experts> {
+    (family == Family::Qwen3Moe).then(|| Experts {
+        n_experts: 6,
+        n_active: 2,
+        intermediate,
+        norm_topk_prob: true,
+        dense_layers: Vec::new(),
+    })
+}
+
+/// `config` with other experts, if it has any.
+#[must_use]
+pub fn with_experts(mut config: ModelConfig, change: impl FnOnce(&mut Experts)) -> ModelConfig {
+    if let Some(experts) = &mut config.experts {
+        change(experts);
+    }
+    config
 }
 
 /// As [`tiny_config`], with every row a multiple of 256 elements.
@@ -83,6 +110,7 @@ pub fn wide_config(family: Family) -> ModelConfig {
         hidden: 256,
         intermediate: 512,
         head_dim: 64,
+        experts: experts(family, 256),
         ..tiny_config(family)
     }
 }
@@ -154,7 +182,7 @@ fn folder_tensors(
         let stem = id.safetensors_stem();
         let weights = values.matrix(id)?.to_f32()?;
         match format {
-            FolderFormat::Awq { group_size } if id.is_in_layer() => {
+            FolderFormat::Awq { group_size } if id.is_quantised() => {
                 let packed = awq::quantise(&weights, (n_out, n_in), group_size)?;
                 tensors.extend(folder::tensors_of(Matrix::Awq(packed), &stem)?);
             }
@@ -284,27 +312,37 @@ fn gguf_tensors(
     let values = reference(config, seed);
     let interleaved = |row: usize| match config.family {
         Family::Llama => interleaved_row(row, config.head_dim),
-        Family::Qwen2 | Family::Qwen3 => row,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => row,
     };
+    let dtype = ggml_dtype(format)
+        .ok_or_else(|| file_error(path, format!("candle does not write {format}")))?;
     let mut tensors = Vec::new();
-    for id in MatrixId::all(config) {
-        let (n_out, n_in) = id.shape(config);
-        let weights = values.matrix(id)?.to_f32()?;
-        let stored = match id {
-            MatrixId::Q(_) | MatrixId::K(_) => {
-                let mut rows = vec![0.0; weights.len()];
-                for (row, from) in weights.chunks_exact(n_in).enumerate() {
-                    rows[interleaved(row) * n_in..][..n_in].copy_from_slice(from);
+    for ids in stacked(config) {
+        let (n_out, n_in) = ids[0].shape(config);
+        let mut stored = Vec::with_capacity(ids.len() * n_out * n_in);
+        for id in &ids {
+            let weights = values.matrix(*id)?.to_f32()?;
+            match id {
+                MatrixId::Q(_) | MatrixId::K(_) => {
+                    stored.resize(weights.len(), 0.0);
+                    for (row, from) in weights.chunks_exact(n_in).enumerate() {
+                        stored[interleaved(row) * n_in..][..n_in].copy_from_slice(from);
+                    }
                 }
-                rows
+                _ => stored.extend(weights),
             }
-            _ => weights,
+        }
+        let tensor = match ids[0].expert() {
+            None => Tensor::from_vec(stored, (n_out, n_in), &Device::Cpu),
+            Some(_) => Tensor::from_vec(stored, (ids.len(), n_out, n_in), &Device::Cpu),
         };
-        let tensor = Tensor::from_vec(stored, (n_out, n_in), &Device::Cpu).map_err(fail)?;
-        let dtype = ggml_dtype(format)
-            .ok_or_else(|| file_error(path, format!("candle does not write {format}")))?;
-        let stored = QTensor::quantize(&tensor, dtype).map_err(fail)?;
-        tensors.push((id.gguf_name(), stored));
+        // Routers are in f32 in files whose other matrices are quantised.
+        let dtype = match ids[0] {
+            MatrixId::Router(_) => GgmlDType::F32,
+            _ => dtype,
+        };
+        let stored = QTensor::quantize(&tensor.map_err(fail)?, dtype).map_err(fail)?;
+        tensors.push((ids[0].gguf_name(), stored));
     }
     for id in VectorId::all(config) {
         let vector = values.vector(id)?;
@@ -321,9 +359,24 @@ fn gguf_tensors(
     Ok(tensors)
 }
 
+/// The matrices of each of GGUF's tensors: one, or those of all experts of a layer.
+fn stacked(config: &ModelConfig) -> Vec<Vec<MatrixId>> {
+    let mut tensors: Vec<Vec<MatrixId>> = Vec::new();
+    let mut places = HashMap::new();
+    for id in MatrixId::all(config) {
+        let place = *places.entry(id.gguf_name()).or_insert(tensors.len());
+        match tensors.get_mut(place) {
+            Some(ids) => ids.push(id),
+            None => tensors.push(vec![id]),
+        }
+    }
+    tensors
+}
+
 fn gguf_metadata(config: &ModelConfig) -> HashMap<String, Value> {
     let arch = match config.family {
         Family::Qwen3 => "qwen3",
+        Family::Qwen3Moe => "qwen3moe",
         Family::Qwen2 => "qwen2",
         Family::Llama => "llama",
     };
@@ -348,6 +401,15 @@ fn gguf_metadata(config: &ModelConfig) -> HashMap<String, Value> {
         ("attention.value_length", config.head_dim),
         ("rope.dimension_count", config.head_dim),
     ] {
+        metadata.insert(format!("{arch}.{key}"), Value::U32(size as u32));
+    }
+    for (key, size) in config.experts.iter().flat_map(|experts| {
+        [
+            ("expert_count", experts.n_experts),
+            ("expert_used_count", experts.n_active),
+            ("expert_feed_forward_length", experts.intermediate),
+        ]
+    }) {
         metadata.insert(format!("{arch}.{key}"), Value::U32(size as u32));
     }
     let eps = format!("{arch}.attention.layer_norm_rms_epsilon");

@@ -275,6 +275,7 @@ pub(super) fn config_json(
 ) -> Value {
     let (architecture, model_type) = match config.family {
         Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        Family::Qwen3Moe => ("Qwen3MoeForCausalLM", "qwen3_moe"),
         Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
         Family::Llama => ("LlamaForCausalLM", "llama"),
     };
@@ -334,6 +335,14 @@ pub(super) fn config_json(
         "eos_token_id": config.eos_token_ids,
         "torch_dtype": torch_dtype,
     });
+    if let Some(experts) = &config.experts {
+        value["num_experts"] = json!(experts.n_experts);
+        value["num_experts_per_tok"] = json!(experts.n_active);
+        value["moe_intermediate_size"] = json!(experts.intermediate);
+        value["norm_topk_prob"] = json!(experts.norm_topk_prob);
+        value["decoder_sparse_step"] = json!(1);
+        value["mlp_only_layers"] = json!(experts.dense_layers);
+    }
     if let Some(group_size) = group_size {
         value["quantization_config"] = json!({
             "quant_method": "awq", "bits": 4, "group_size": group_size,
@@ -359,6 +368,7 @@ mod tests {
             ("tiny-qwen3", SyntheticFormat::Awq { group_size: 32 }),
             ("tiny-qwen2", SyntheticFormat::Rows(ElementFormat::BF16)),
             ("tiny-llama", SyntheticFormat::Rows(ElementFormat::F16)),
+            ("tiny-qwen3-moe", SyntheticFormat::Awq { group_size: 32 }),
         ] {
             let made = SyntheticCheckpoint::new(config(name), format, 5);
             let dir = tempfile::tempdir().expect("a folder");

@@ -30,6 +30,8 @@ pub mod format;
 pub mod gguf;
 pub mod gguf_names;
 pub mod gpu_format;
+#[cfg(test)]
+mod moe_tests;
 pub mod names;
 mod packed;
 pub mod preset;
@@ -52,6 +54,12 @@ pub enum MatrixId {
     Gate(usize),
     Up(usize),
     Down(usize),
+    /// `[n_experts, hidden]`: of a sparse layer, which has experts in place of gate, up and down.
+    Router(usize),
+    /// Of an expert, after its layer.
+    ExpertGate(usize, usize),
+    ExpertUp(usize, usize),
+    ExpertDown(usize, usize),
 }
 
 /// A vector of the decoder by its role; the index is the layer.
@@ -340,7 +348,7 @@ pub enum ModelFiles {
     /// `config.json` and safetensors.
     Folder(PathBuf),
     Gguf(PathBuf),
-    Synthetic(Preset),
+    Synthetic(Box<Preset>),
 }
 
 /// Opens a model's files. `seed` matters for random weights alone.

@@ -6,6 +6,8 @@ use crate::model::config::ModelConfig;
 impl MatrixId {
     /// `(n_out, n_in)` under this configuration.
     pub fn shape(self, c: &ModelConfig) -> (usize, usize) {
+        let experts = c.experts.as_ref();
+        let (n_experts, width) = experts.map_or((0, 0), |e| (e.n_experts, e.intermediate));
         match self {
             Self::Embedding | Self::LmHead => (c.vocab, c.hidden),
             Self::Q(_) => (c.q_width(), c.hidden),
@@ -13,6 +15,9 @@ impl MatrixId {
             Self::O(_) => (c.hidden, c.q_width()),
             Self::Gate(_) | Self::Up(_) => (c.intermediate, c.hidden),
             Self::Down(_) => (c.hidden, c.intermediate),
+            Self::Router(_) => (n_experts, c.hidden),
+            Self::ExpertGate(..) | Self::ExpertUp(..) => (width, c.hidden),
+            Self::ExpertDown(..) => (c.hidden, width),
         }
     }
 
@@ -21,12 +26,27 @@ impl MatrixId {
         let mut ids = vec![Self::Embedding];
         for i in 0..c.n_layers {
             ids.extend([Self::Q(i), Self::K(i), Self::V(i), Self::O(i)]);
-            ids.extend([Self::Gate(i), Self::Up(i), Self::Down(i)]);
+            match c.experts_of(i) {
+                None => ids.extend([Self::Gate(i), Self::Up(i), Self::Down(i)]),
+                Some(experts) => {
+                    ids.push(Self::Router(i));
+                    ids.extend((0..experts.n_experts).flat_map(|e| Self::of_expert(i, e)));
+                }
+            }
         }
         if !c.tied_embeddings {
             ids.push(Self::LmHead);
         }
         ids
+    }
+
+    /// Gate, up and down of an expert.
+    pub fn of_expert(layer: usize, expert: usize) -> [Self; 3] {
+        [
+            Self::ExpertGate(layer, expert),
+            Self::ExpertUp(layer, expert),
+            Self::ExpertDown(layer, expert),
+        ]
     }
 
     /// The decoder layer that it belongs to, if to one.
@@ -38,14 +58,27 @@ impl MatrixId {
             | Self::O(i)
             | Self::Gate(i)
             | Self::Up(i)
-            | Self::Down(i) => Some(i),
+            | Self::Down(i)
+            | Self::Router(i)
+            | Self::ExpertGate(i, _)
+            | Self::ExpertUp(i, _)
+            | Self::ExpertDown(i, _) => Some(i),
             Self::Embedding | Self::LmHead => None,
         }
     }
 
-    /// False for the embedding and the head, which quantised checkpoints keep in 16 bits.
-    pub fn is_in_layer(self) -> bool {
-        self.layer().is_some()
+    /// The expert that it belongs to, if to one. GGUF stores those of a layer as one tensor.
+    pub fn expert(self) -> Option<usize> {
+        match self {
+            Self::ExpertGate(_, e) | Self::ExpertUp(_, e) | Self::ExpertDown(_, e) => Some(e),
+            _ => None,
+        }
+    }
+
+    /// False for the embedding, the head and routers, which quantised checkpoints keep in 16 or 32
+    /// bits.
+    pub fn is_quantised(self) -> bool {
+        self.layer().is_some() && !matches!(self, Self::Router(_))
     }
 
     /// Name in a safetensors file, without the `.weight` or `.qweight` at its end.
@@ -60,6 +93,10 @@ impl MatrixId {
             Self::Gate(i) => format!("model.layers.{i}.mlp.gate_proj"),
             Self::Up(i) => format!("model.layers.{i}.mlp.up_proj"),
             Self::Down(i) => format!("model.layers.{i}.mlp.down_proj"),
+            Self::Router(i) => format!("model.layers.{i}.mlp.gate"),
+            Self::ExpertGate(i, e) => format!("model.layers.{i}.mlp.experts.{e}.gate_proj"),
+            Self::ExpertUp(i, e) => format!("model.layers.{i}.mlp.experts.{e}.up_proj"),
+            Self::ExpertDown(i, e) => format!("model.layers.{i}.mlp.experts.{e}.down_proj"),
         }
     }
 
@@ -74,10 +111,18 @@ impl MatrixId {
                 format!("model.layers.{i}.mlp.gate_up_proj"),
                 vec![Self::Gate(i), Self::Up(i)],
             )),
-            Self::Embedding | Self::LmHead | Self::O(_) | Self::Down(_) => None,
+            Self::Embedding
+            | Self::LmHead
+            | Self::O(_)
+            | Self::Down(_)
+            | Self::Router(_)
+            | Self::ExpertGate(..)
+            | Self::ExpertUp(..)
+            | Self::ExpertDown(..) => None,
         }
     }
 
+    /// The same for all experts of a layer, which are one tensor.
     pub fn gguf_name(self) -> String {
         match self {
             Self::Embedding => "token_embd.weight".into(),
@@ -89,6 +134,10 @@ impl MatrixId {
             Self::Gate(i) => format!("blk.{i}.ffn_gate.weight"),
             Self::Up(i) => format!("blk.{i}.ffn_up.weight"),
             Self::Down(i) => format!("blk.{i}.ffn_down.weight"),
+            Self::Router(i) => format!("blk.{i}.ffn_gate_inp.weight"),
+            Self::ExpertGate(i, _) => format!("blk.{i}.ffn_gate_exps.weight"),
+            Self::ExpertUp(i, _) => format!("blk.{i}.ffn_up_exps.weight"),
+            Self::ExpertDown(i, _) => format!("blk.{i}.ffn_down_exps.weight"),
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::ElementFormat;
 use super::synthetic::SyntheticFormat;
 use crate::model::config::{Family, ModelConfig, RopeConfig, RopeScaling};
+use crate::model::experts::Experts;
 
 /// A named synthetic model.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,12 +32,18 @@ type Shape = (usize, usize, usize, usize, usize, usize);
 /// Every preset, in the order of help texts.
 pub fn all() -> Vec<Preset> {
     let tiny: Shape = (2, 64, 192, 4, 2, 16);
+    let tiny_qwen3_moe = ModelConfig {
+        tied_embeddings: true,
+        ..qwen3_moe(tiny, 4096, (8, 2, 32))
+    };
     let qwen3_32b: Shape = (64, 5120, 25_600, 64, 8, 128);
     let qwen3_06b: Shape = (28, 1024, 3072, 16, 8, 128);
+    let qwen3_30b_a3b: Shape = (48, 2048, 6144, 32, 4, 128);
     vec![
         preset("tiny-qwen3", qwen(Family::Qwen3, tiny, 4096, true), F16),
         preset("tiny-qwen2", qwen(Family::Qwen2, tiny, 4096, true), F16),
         preset("tiny-llama", qwen(Family::Llama, tiny, 4096, true), F16),
+        preset("tiny-qwen3-moe", tiny_qwen3_moe, F16),
         preset(
             "qwen3-0.6b",
             qwen(Family::Qwen3, qwen3_06b, 40_960, true),
@@ -61,6 +68,16 @@ pub fn all() -> Vec<Preset> {
             "qwen3-32b-fp8",
             qwen(Family::Qwen3, qwen3_32b, 40_960, false),
             SyntheticFormat::Fp8,
+        ),
+        preset(
+            "qwen3-30b-a3b",
+            qwen3_moe(qwen3_30b_a3b, 40_960, (128, 8, 768)),
+            BF16,
+        ),
+        preset(
+            "qwen3-30b-a3b-awq",
+            qwen3_moe(qwen3_30b_a3b, 40_960, (128, 8, 768)),
+            AWQ_128,
         ),
         preset(
             "qwen2.5-3b",
@@ -108,10 +125,25 @@ fn qwen(family: Family, shape: Shape, context_length: usize, tied: bool) -> Mode
         rms_norm_eps: 1e-6,
         tied_embeddings: tied,
         qkv_bias: family == Family::Qwen2,
-        qk_norm: family == Family::Qwen3,
+        qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe),
         eos_token_ids: QWEN_EOS.to_vec(),
         bos_token_id: Some(151_643),
         ..llama(shape, QWEN3_VOCAB, context_length, 1e6)
+    }
+}
+
+/// As [`qwen`], with experts in every layer: how many, how many a token, and their width.
+fn qwen3_moe(shape: Shape, context_length: usize, experts: (usize, usize, usize)) -> ModelConfig {
+    let (n_experts, n_active, intermediate) = experts;
+    ModelConfig {
+        experts: Some(Experts {
+            n_experts,
+            n_active,
+            intermediate,
+            norm_topk_prob: true,
+            dense_layers: Vec::new(),
+        }),
+        ..qwen(Family::Qwen3Moe, shape, context_length, false)
     }
 }
 
@@ -138,6 +170,7 @@ fn llama(shape: Shape, vocab: usize, context_length: usize, theta: f32) -> Model
         qk_norm: false,
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
+        experts: None,
     }
 }
 
@@ -172,6 +205,7 @@ mod tests {
             ("qwen2.5-3b", 3.086),
             ("tinyllama-1.1b", 1.100),
             ("yi-6b", 6.061),
+            ("qwen3-30b-a3b", 30.53),
         ] {
             let found = n_params(&find(name).expect(name).config) as f64 / 1e9;
             assert!(
@@ -183,7 +217,7 @@ mod tests {
 
     #[test]
     fn tiny_presets_stay_tiny() {
-        for name in ["tiny-qwen3", "tiny-qwen2", "tiny-llama"] {
+        for name in ["tiny-qwen3", "tiny-qwen2", "tiny-llama", "tiny-qwen3-moe"] {
             assert!(n_params(&find(name).expect(name).config) < 10_000_000);
         }
     }

@@ -9,7 +9,12 @@ use crate::weights::fixture::scaled::{ScaledFormat, scaled_config, write_scaled_
 use crate::weights::fixture::{self, FolderFormat};
 use crate::weights::folder::{self, OwnedTensor};
 
-const FAMILIES: [Family; 3] = [Family::Qwen3, Family::Qwen2, Family::Llama];
+const FAMILIES: [Family; 4] = [
+    Family::Qwen3,
+    Family::Qwen3Moe,
+    Family::Qwen2,
+    Family::Llama,
+];
 
 fn write(dir: &Path, family: Family, format: FolderFormat, n_shards: usize) -> ModelConfig {
     let config = fixture::tiny_config(family);

@@ -121,7 +121,7 @@ impl SyntheticCheckpoint {
 
     fn row_format(&self, id: MatrixId) -> Option<ElementFormat> {
         match self.format {
-            SyntheticFormat::Awq { .. } | SyntheticFormat::Fp8 if id.is_in_layer() => None,
+            SyntheticFormat::Awq { .. } | SyntheticFormat::Fp8 if id.is_quantised() => None,
             SyntheticFormat::Q4KM => Some(self.q4_k_m(id)),
             SyntheticFormat::Rows(ElementFormat::F32) => Some(ElementFormat::F32),
             SyntheticFormat::Rows(ElementFormat::BF16) => Some(ElementFormat::BF16),
@@ -137,6 +137,7 @@ impl SyntheticCheckpoint {
         match id {
             MatrixId::V(i) | MatrixId::Down(i) if has_more_bits(i) => ElementFormat::Q6K,
             MatrixId::LmHead => ElementFormat::Q6K,
+            MatrixId::Router(_) => ElementFormat::F32,
             MatrixId::Embedding if self.config.tied_embeddings => ElementFormat::Q6K,
             _ => ElementFormat::Q4K,
         }
@@ -151,7 +152,7 @@ impl SyntheticCheckpoint {
 
     fn std(id: MatrixId, n_in: usize) -> f32 {
         let unit = 1.0 / (n_in as f32).sqrt();
-        if id.is_in_layer() {
+        if id.layer().is_some() {
             unit
         } else {
             LOGIT_STD * unit
@@ -217,7 +218,7 @@ fn group_of_rows(config: &ModelConfig) -> usize {
 fn check_awq_shapes(config: &ModelConfig, group_size: usize) -> Result<(), WeightError> {
     for id in MatrixId::all(config)
         .into_iter()
-        .filter(|id| id.is_in_layer())
+        .filter(|id| id.is_quantised())
     {
         let (n_out, n_in) = id.shape(config);
         if !n_out.is_multiple_of(8) || !n_in.is_multiple_of(group_size) {

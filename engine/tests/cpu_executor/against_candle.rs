@@ -4,10 +4,10 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{llama, qwen2, qwen3};
+use candle_transformers::models::{llama, qwen2, qwen3, qwen3_moe};
 use engine::executor::cpu::ActivationType;
 use engine::model::config::{Family, ModelConfig, RopeScaling};
-use engine::weights::fixture::{FolderFormat, tiny_config, write_folder};
+use engine::weights::fixture::{FolderFormat, tiny_config, with_experts, write_folder};
 use engine::weights::safetensors::SafetensorsCheckpoint;
 use kernels::Isa;
 
@@ -24,6 +24,10 @@ fn candle_logits(dir: &Path, family: Family, tokens: &[u32]) -> candle_core::Res
         Family::Qwen3 => {
             let config: qwen3::Config = serde_json::from_slice(&config).expect("config");
             qwen3::ModelForCausalLM::new(&config, builder)?.forward(&input, 0)?
+        }
+        Family::Qwen3Moe => {
+            let config: qwen3_moe::Config = serde_json::from_slice(&config).expect("config");
+            qwen3_moe::ModelForCausalLM::new(&config, builder)?.forward(&input, 0)?
         }
         Family::Qwen2 => {
             let config: qwen2::Config = serde_json::from_slice(&config).expect("config");
@@ -65,6 +69,16 @@ fn compare(config: &ModelConfig, what: &str) {
 #[test]
 fn qwen3() {
     compare(&tiny_config(Family::Qwen3), "qwen3");
+}
+
+#[test]
+fn qwen3_moe() {
+    compare(&tiny_config(Family::Qwen3Moe), "qwen3-moe");
+    let config = with_experts(tiny_config(Family::Qwen3Moe), |experts| {
+        (experts.n_experts, experts.n_active) = (16, 5);
+        experts.norm_topk_prob = false;
+    });
+    compare(&config, "qwen3-moe, not normalised");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use engine::weights::fixture::packed::{
     PackedFormat, PackedKind, packed_config, write_packed_folder,
 };
 use engine::weights::fixture::scaled::{ScaledFormat, write_scaled_folder};
-use engine::weights::fixture::{FolderFormat, ggml_dtype, write_folder, write_gguf};
+use engine::weights::fixture::{FolderFormat, experts, ggml_dtype, write_folder, write_gguf};
 use engine::weights::format::MatrixFormat;
 use engine::weights::gpu_format::gpu_format;
 use engine::weights::{
@@ -31,8 +31,9 @@ enum Files {
 }
 
 /// A model's class, and the fixture's family that has its arithmetic.
-const FAMILIES: [(&str, Family); 4] = [
+const FAMILIES: [(&str, Family); 5] = [
     ("Qwen3", Family::Qwen3),
+    ("Qwen3-MoE", Family::Qwen3Moe),
     ("Qwen2", Family::Qwen2),
     ("Llama", Family::Llama),
     ("Mistral", Family::Llama),
@@ -44,6 +45,7 @@ fn config_of(family: Family) -> ModelConfig {
         hidden: 256,
         intermediate: 512,
         head_dim: 64,
+        experts: experts(family, 256),
         ..packed_config(family)
     }
 }

@@ -96,7 +96,7 @@ fn models_of_blocks_answer_as_recorded() {
         let mut digest = Sha256::new();
         for id in MatrixId::all(&config)
             .into_iter()
-            .filter(|id| id.is_in_layer())
+            .filter(|id| id.is_quantised())
         {
             let Ok(Matrix::Rows { bytes, .. }) = checkpoint.matrix(id) else {
                 panic!("{name}: {id:?} is no rows");

@@ -10,17 +10,19 @@ use engine::model::config::Family;
 use engine::request::SamplingParams;
 use engine::sampler::SampleSpec;
 use engine::step::{PlanRow, StepPlan};
-use engine::weights::ElementFormat;
+use engine::weights::fixture::moe::write_case;
 use engine::weights::fixture::wide_config;
+use engine::weights::safetensors::SafetensorsCheckpoint;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
+use engine::weights::{Checkpoint, ElementFormat};
 use kernels::Isa;
 
 use super::{executor, options, row, tokens};
 
 const LENGTH: usize = 75;
 
-fn checkpoint(format: ElementFormat) -> SyntheticCheckpoint {
-    SyntheticCheckpoint::new(wide_config(Family::Qwen3), SyntheticFormat::Rows(format), 3)
+fn checkpoint(family: Family, format: ElementFormat) -> SyntheticCheckpoint {
+    SyntheticCheckpoint::new(wide_config(family), SyntheticFormat::Rows(format), 3)
 }
 
 /// Logits of every token of the sequence, computed alone in one step.
@@ -32,13 +34,22 @@ fn alone(executor: &mut CpuExecutor, sequence: &[u32]) -> Vec<f32> {
 }
 
 fn check(format: ElementFormat, activations: ActivationType, kv_format: KvFormat, isa: Isa) {
-    let checkpoint = checkpoint(format);
-    let vocab = wide_config(Family::Qwen3).vocab;
+    let checkpoint = checkpoint(Family::Qwen3, format);
+    check_on(&checkpoint, activations, kv_format, isa);
+}
+
+fn check_on(
+    checkpoint: &dyn Checkpoint,
+    activations: ActivationType,
+    kv_format: KvFormat,
+    isa: Isa,
+) {
+    let vocab = checkpoint.config().vocab;
     let options = CpuOptions {
         kv_format,
         ..options(activations, isa)
     };
-    let mut executor = executor(&checkpoint, options.clone());
+    let mut executor = executor(checkpoint, options.clone());
     let sequence = tokens(LENGTH, 1, vocab);
     let expected = alone(&mut executor, &sequence);
     let last = &expected[(LENGTH - 1) * vocab..];
@@ -71,7 +82,7 @@ fn check(format: ElementFormat, activations: ActivationType, kv_format: KvFormat
             n_threads,
             ..options.clone()
         };
-        let mut other = super::executor(&checkpoint, options);
+        let mut other = super::executor(checkpoint, options);
         let found = other.forward_logits(&[row(&sequence, 0, 2)], &[(0, LENGTH - 1)]);
         assert_eq!(found.expect("logits"), last, "passes of {max_pass_tokens}");
     }
@@ -112,6 +123,22 @@ fn half_precision_weights() {
             KvFormat::F16,
             isa,
         );
+    }
+}
+
+/// Experts in 16 bits, and in 4 with columns in an order of their own; each in every number of tokens
+/// that an expert may get.
+#[test]
+fn experts() {
+    let dir = tempfile::tempdir().expect("a folder");
+    write_case(dir.path(), "gptq-g32-act-order", 5).expect("written");
+    let packed = SafetensorsCheckpoint::open(dir.path()).expect("opened");
+    let plain = checkpoint(Family::Qwen3Moe, ElementFormat::BF16);
+    for isa in Isa::available() {
+        for activations in [ActivationType::Int8, ActivationType::F32] {
+            check_on(&plain, activations, KvFormat::F16, isa);
+            check_on(&packed, activations, KvFormat::F16, isa);
+        }
     }
 }
 
@@ -166,7 +193,13 @@ fn decode(executor: &mut CpuExecutor, prompts: &[Vec<u32>], n_steps: usize) -> V
 
 #[test]
 fn several_steps_a_call() {
-    let checkpoint = checkpoint(ElementFormat::Q8_0);
+    for family in [Family::Qwen3, Family::Qwen3Moe] {
+        check_steps(family);
+    }
+}
+
+fn check_steps(family: Family) {
+    let checkpoint = checkpoint(family, ElementFormat::Q8_0);
     let vocab = wide_config(Family::Qwen3).vocab;
     let mut executor = executor(&checkpoint, options(ActivationType::Int8, Isa::detect()));
     let prompts: Vec<Vec<u32>> = (0..3).map(|i| tokens(5 + 9 * i, i as u32, vocab)).collect();

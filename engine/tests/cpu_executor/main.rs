@@ -7,6 +7,7 @@ mod backends;
 mod formats_table;
 mod gguf_blocks;
 mod invariance;
+mod moe;
 mod packed;
 mod prefix_reuse;
 mod recorded;

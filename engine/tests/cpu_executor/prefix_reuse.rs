@@ -41,23 +41,24 @@ fn requests(vocab: usize) -> Vec<Request> {
 /// Output tokens and number of cached tokens of each request.
 type Told = HashMap<u64, (Vec<SampledToken>, usize)>;
 
-fn run(radix_cache: bool, kv_pool_tokens: usize) -> Told {
+fn run(family: Family, radix_cache: bool, kv_pool_tokens: usize) -> Told {
     let config = SchedulerConfig {
         max_total_tokens: kv_pool_tokens,
         radix_cache,
         ..SchedulerConfig::default()
     };
-    let vocab = wide_config(Family::Qwen3).vocab;
-    run_all(config, None, KvFormat::F16, requests(vocab)).0
+    let vocab = wide_config(family).vocab;
+    run_all(family, config, None, KvFormat::F16, requests(vocab)).0
 }
 
 fn run_all(
+    family: Family,
     scheduler: SchedulerConfig,
     n_host_pages: Option<usize>,
     kv_format: KvFormat,
     requests: Vec<Request>,
 ) -> (Told, HostTierStats) {
-    let config = wide_config(Family::Qwen3);
+    let config = wide_config(family);
     let format = SyntheticFormat::Rows(ElementFormat::Q4_0);
     let checkpoint = SyntheticCheckpoint::new(config.clone(), format, 3);
     let options = CpuOptions {
@@ -121,9 +122,27 @@ fn a_prefix_from_the_host_tier_changes_no_logit() {
             radix_cache,
             ..SchedulerConfig::default()
         };
-        let (plain, _) = run_all(config(false), None, kv_format, crowded.clone());
-        let (lost, _) = run_all(config(true), None, kv_format, crowded.clone());
-        let (kept, stats) = run_all(config(true), Some(256), kv_format, crowded.clone());
+        let (plain, _) = run_all(
+            Family::Qwen3,
+            config(false),
+            None,
+            kv_format,
+            crowded.clone(),
+        );
+        let (lost, _) = run_all(
+            Family::Qwen3,
+            config(true),
+            None,
+            kv_format,
+            crowded.clone(),
+        );
+        let (kept, stats) = run_all(
+            Family::Qwen3,
+            config(true),
+            Some(256),
+            kv_format,
+            crowded.clone(),
+        );
         assert!(stats.n_restored > 0, "{stats:?}");
         for (id, (expected, _)) in &plain {
             assert_eq!(kept[id].0, *expected, "request {id}");
@@ -136,10 +155,16 @@ fn a_prefix_from_the_host_tier_changes_no_logit() {
 
 #[test]
 fn a_cached_prefix_changes_no_logit() {
-    let plain = run(false, 2048);
+    for family in [Family::Qwen3, Family::Qwen3Moe] {
+        check_cached_prefix(family);
+    }
+}
+
+fn check_cached_prefix(family: Family) {
+    let plain = run(family, false, 2048);
     // The smaller pool evicts and preempts as well.
     for kv_pool_tokens in [2048, 256] {
-        let shared = run(true, kv_pool_tokens);
+        let shared = run(family, true, kv_pool_tokens);
         for id in 0..6 {
             let (expected, none) = &plain[&id];
             let (found, cached) = &shared[&id];

@@ -32,9 +32,9 @@ struct Poisoned {
 }
 
 impl Poisoned {
-    fn new(value: f32) -> Self {
+    fn new(family: Family, value: f32) -> Self {
         // The head is a separate matrix, so other sequences get a finite logit for the token.
-        let config = wide_config(Family::Qwen3);
+        let config = wide_config(family);
         assert!(!config.tied_embeddings);
         let format = SyntheticFormat::Rows(ElementFormat::F32);
         Self {
@@ -74,11 +74,20 @@ impl Checkpoint for Poisoned {
 }
 
 fn load(value: f32, activations: ActivationType, sampling: Sampling) -> CpuExecutor {
+    load_family(Family::Qwen3, value, activations, sampling)
+}
+
+fn load_family(
+    family: Family,
+    value: f32,
+    activations: ActivationType,
+    sampling: Sampling,
+) -> CpuExecutor {
     let options = CpuOptions {
         sampling,
         ..options(activations, Isa::detect())
     };
-    executor(&Poisoned::new(value), options)
+    executor(&Poisoned::new(family, value), options)
 }
 
 fn spec(params: SamplingParams) -> SampleSpec {
@@ -120,12 +129,19 @@ fn plan(params: &SamplingParams, with_poison: bool) -> StepPlan {
 
 #[test]
 fn a_row_that_is_no_number_fails_alone_greedy_and_sampled() {
+    for family in [Family::Qwen3, Family::Qwen3Moe] {
+        check_broken_row(family);
+    }
+}
+
+fn check_broken_row(family: Family) {
     for value in [f32::NAN, f32::INFINITY] {
         for activations in [ActivationType::F32, ActivationType::Int8] {
             for sampling in [Sampling::Selecting, Sampling::Plain] {
-                let mut executor = load(value, activations, sampling);
+                let mut executor = load_family(family, value, activations, sampling);
                 for params in [SamplingParams::default(), hot()] {
-                    let what = format!("{value} {activations:?} {sampling:?} {params:?}");
+                    let what =
+                        format!("{family:?} {value} {activations:?} {sampling:?} {params:?}");
                     let alone = executor.execute(&plan(&params, false)).expect("a step");
                     let found = executor.execute(&plan(&params, true)).expect("a step");
                     assert_eq!(found.rows[0], alone.rows[0], "{what}");

@@ -160,15 +160,32 @@ def checkpoint(case):
     return w, head_dim, digest(stored, is_bf16=kind == "ct")
 
 
-def model(family, hidden, inner, quantised):
+def mlp_parts(prefix, hidden, inner):
+    return [
+        (f"{prefix}.gate_proj", inner, hidden),
+        (f"{prefix}.up_proj", inner, hidden),
+        (f"{prefix}.down_proj", hidden, inner),
+    ]
+
+
+def model(family, hidden, inner, quantised, experts=None):
     """The tensors of a checkpoint and its matrices. `quantised(stem, n_out, n_in)` gives those of a
-    matrix of a layer, or nothing if it is left in 16 bits."""
+    matrix of a layer, or nothing if it is left in 16 bits. `experts`: as make_moe_checkpoints.py has
+    them."""
     head_dim = 64 if family == "qwen3" else 32
     q_width, kv_width = N_HEADS * head_dim, N_KV_HEADS * head_dim
     stored, w = {}, {}
 
     def plain(name, value):
         stored[name] = w[name] = value
+
+    def mlp_of(i):
+        if experts is None or i in experts["dense"]:
+            return mlp_parts("mlp", hidden, inner)
+        name = f"model.layers.{i}.mlp.gate.weight"
+        plain(name, spread(name, (experts["n"], hidden), 256, 1 / 256))
+        of = [mlp_parts(f"mlp.experts.{e}", hidden, experts["width"]) for e in range(experts["n"])]
+        return sum(of, [])
 
     plain("model.embed_tokens.weight", spread("model.embed_tokens.weight", (VOCAB, hidden), 256, 1 / 512))
     if family != "qwen2":
@@ -184,9 +201,7 @@ def model(family, hidden, inner, quantised):
             ("self_attn.k_proj", kv_width, hidden),
             ("self_attn.v_proj", kv_width, hidden),
             ("self_attn.o_proj", hidden, q_width),
-            ("mlp.gate_proj", inner, hidden),
-            ("mlp.up_proj", inner, hidden),
-            ("mlp.down_proj", hidden, inner),
+            *mlp_of(i),
         ]:
             stem = f"{layer}.{part}"
             read = quantised(stem, n_out, n_in)
@@ -234,11 +249,16 @@ def rope(x, d):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def forward(w, d, tokens):
-    """Log-probabilities of the next token at every position."""
+def forward(w, d, tokens, mixture=None):
+    """Log-probabilities of the next token at every position. `mixture(layer, h, mlp)`: of a layer that
+    has experts."""
 
     def linear(x, stem):
         return x @ w[f"{stem}.weight"].T + w.get(f"{stem}.bias", 0.0)
+
+    def mlp(h, stem):
+        gate = linear(h, f"{stem}.gate_proj")
+        return linear(gate / (1 + np.exp(-gate)) * linear(h, f"{stem}.up_proj"), f"{stem}.down_proj")
 
     n = len(tokens)
     x = w["model.embed_tokens.weight"][tokens]
@@ -260,20 +280,20 @@ def forward(w, d, tokens):
             attended[:, head] = weight / weight.sum(-1, keepdims=True) @ v[:, shared]
         x = x + linear(attended.reshape(n, -1), f"{attention}.o_proj")
         h = norm(x, w[f"{layer}.post_attention_layernorm.weight"])
-        gate = linear(h, f"{layer}.mlp.gate_proj")
-        x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{layer}.mlp.up_proj"), f"{layer}.mlp.down_proj")
+        sparse = f"{layer}.mlp.gate.weight" in w
+        x = x + (mixture(layer, h, mlp) if sparse else mlp(h, f"{layer}.mlp"))
     logits = norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
     logits -= logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def answers(w, d, prompt, n_top=N_TOP, n_greedy=N_GREEDY, only_last=False):
-    log_probs = forward(w, d, prompt)
+def answers(w, d, prompt, n_top=N_TOP, n_greedy=N_GREEDY, only_last=False, mixture=None):
+    log_probs = forward(w, d, prompt, mixture)
     positions = sorted({0, len(prompt) // 2, len(prompt) - 1})[-1 if only_last else 0 :]
     top = np.argsort(-log_probs[positions], kind="stable")[:, :n_top]
     tokens = list(prompt)
     for _ in range(n_greedy):
-        last = forward(w, d, tokens)[-1]
+        last = forward(w, d, tokens, mixture)[-1]
         first, second = np.argsort(-last, kind="stable")[:2]
         # KV in 16 bits may choose the other of two that are this near.
         if last[first] - last[second] < NEAR:

@@ -165,7 +165,7 @@ async fn a_model_that_cannot_be_served_costs_no_download() {
     for (i, (file, edit, flags, code)) in [
         (
             "config.json",
-            ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+            ("Qwen3ForCausalLM", "Qwen3NextForCausalLM"),
             "",
             "unsupported_architecture",
         ),
@@ -237,7 +237,7 @@ async fn a_local_model_that_cannot_be_served_is_not_read() {
     let text = std::fs::read_to_string(&config).expect("a configuration");
     std::fs::write(
         &config,
-        text.replace("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        text.replace("Qwen3ForCausalLM", "Qwen3NextForCausalLM"),
     )
     .expect("written");
     // Reading it would never end.
@@ -250,7 +250,7 @@ async fn a_local_model_that_cannot_be_served_is_not_read() {
     for subcommand in ["inspect", "fetch"] {
         let said = refused(&[subcommand, &path, "--cache-dir", &cache], &[]);
         assert!(said.contains("error[unsupported_architecture]"), "{said}");
-        assert_eq!(said.matches("Qwen3MoeForCausalLM").count(), 1, "{said}");
+        assert_eq!(said.matches("Qwen3NextForCausalLM").count(), 1, "{said}");
     }
 }
 

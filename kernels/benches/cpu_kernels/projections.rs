@@ -89,6 +89,7 @@ pub fn all(bench: &mut Bench) -> Result<(), BenchError> {
                 bench.case(&kernel, &case, work, |pool, isa| {
                     let part = LinearPart {
                         weights: &weights,
+                        tokens: 0..n_tokens,
                         y: &mut y,
                         accumulate: false,
                         bias: None,

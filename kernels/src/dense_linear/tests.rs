@@ -54,6 +54,7 @@ fn check_products(pool: &mut WorkerPool, w: DenseMatrix, what: &str, rng: &mut S
         let mut y = vec![f32::NAN; n_tokens * n_out];
         let part = LinearPart {
             weights: &weights,
+            tokens: 0..n_tokens,
             y: &mut y,
             accumulate: false,
             bias: None,

@@ -1,7 +1,9 @@
-//! One projection, or several that read the same input, as one parallel region.
+//! One projection, or several of the same input or of some of its tokens, as one parallel region.
 //!
-//! The 16-row tiles of all parts form one list, which is divided by bytes: threads finish together,
-//! and each reads the same tiles in every step.
+//! The 16-row tiles of all parts form one list, which is divided by what they cost: threads finish
+//! together, and each reads the same tiles in every step.
+
+use std::ops::Range;
 
 use host::pool::{DisjointMut, WorkerPool};
 
@@ -12,6 +14,9 @@ use crate::isa::Isa;
 use crate::quant_linear::{self, Activations, OutputView, QuantActivations, QuantMatrix};
 
 const OP: &str = "linear";
+/// Reading a weight takes as long as its products with about this many tokens. It decides only which
+/// thread has which tiles of parts with different numbers of tokens.
+const TOKENS_PER_READ: usize = 8;
 
 /// A weight matrix of either kind.
 #[derive(Debug)]
@@ -70,9 +75,11 @@ pub struct LinearInput<'a> {
     pub int8: Option<&'a QuantActivations>,
 }
 
-/// One projection: `y: [n_tokens, n_out]`.
+/// One projection: `y: [tokens.len(), n_out]`.
 pub struct LinearPart<'a> {
     pub weights: &'a LinearWeights,
+    /// The input's tokens that it is a projection of.
+    pub tokens: Range<usize>,
     pub y: &'a mut [f32],
     /// Add to `y` instead of overwriting it.
     pub accumulate: bool,
@@ -80,12 +87,43 @@ pub struct LinearPart<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// Computes every part from the same input.
+impl LinearPart<'_> {
+    /// In no unit: for sharing parts among threads.
+    fn cost(&self) -> usize {
+        self.weights.bytes() * (self.tokens.len() + TOKENS_PER_READ)
+    }
+
+    fn check(&self, n_tokens: usize, input: &LinearInput<'_>) -> Result<(), KernelError> {
+        let (n_in, n_out) = (self.weights.n_in(), self.weights.n_out());
+        if self.tokens.start > self.tokens.end || self.tokens.end > n_tokens {
+            return Err(KernelError::Shape {
+                op: OP,
+                what: "end of a part's tokens",
+                found: self.tokens.end,
+                expected: format!("{} to {n_tokens}", self.tokens.start),
+            });
+        }
+        check_shape(OP, "length of x", input.x.len(), n_tokens * n_in)?;
+        check_shape(OP, "length of y", self.y.len(), self.tokens.len() * n_out)?;
+        if let Some(bias) = self.bias {
+            check_shape(OP, "length of the bias", bias.len(), n_out)?;
+        }
+        if let Some(int8) = input.int8 {
+            let found = int8.n_tokens();
+            check_shape(OP, "n_tokens of the integer input", found, n_tokens)?;
+            check_shape(OP, "n_in of the integer input", int8.n_in(), n_in)?;
+        }
+        Ok(())
+    }
+}
+
+/// Computes every part from its tokens of the input, which has `n_tokens`.
 ///
 /// # Errors
 ///
-/// [`KernelError::Shape`] if the input, a part's output or its bias has another length than
-/// `n_tokens` and the matrix say; [`KernelError::Host`] if a worker thread panicked.
+/// [`KernelError::Shape`] if a part's tokens are not in the input, or the input, a part's output or
+/// its bias has another length than the tokens and the matrix say; [`KernelError::Host`] if a
+/// worker thread panicked.
 pub fn forward(
     pool: &mut WorkerPool,
     isa: Isa,
@@ -94,93 +132,87 @@ pub fn forward(
     parts: &mut [LinearPart<'_>],
 ) -> Result<(), KernelError> {
     for part in parts.iter() {
-        check_shape(
-            OP,
-            "length of x",
-            input.x.len(),
-            n_tokens * part.weights.n_in(),
-        )?;
-        check_shape(
-            OP,
-            "length of y",
-            part.y.len(),
-            n_tokens * part.weights.n_out(),
-        )?;
-        if let Some(bias) = part.bias {
-            check_shape(OP, "length of the bias", bias.len(), part.weights.n_out())?;
-        }
-        if let Some(int8) = input.int8 {
-            check_shape(
-                OP,
-                "n_tokens of the integer input",
-                int8.n_tokens(),
-                n_tokens,
-            )?;
-            check_shape(
-                OP,
-                "n_in of the integer input",
-                int8.n_in(),
-                part.weights.n_in(),
-            )?;
-        }
+        part.check(n_tokens, &input)?;
     }
-    if n_tokens == 0 {
-        return Ok(());
-    }
-    let total_bytes: usize = parts.iter().map(|part| part.weights.bytes()).sum();
+    let total_cost: usize = parts.iter().map(LinearPart::cost).sum();
     let parts: Vec<_> = parts
         .iter_mut()
-        .map(|part| {
-            (
-                part.weights,
-                part.accumulate,
-                part.bias,
-                DisjointMut::new(part.y),
-            )
-        })
+        .filter(|part| !part.tokens.is_empty())
+        .map(|part| (part.cost(), Work::of(part)))
         .collect();
+    if parts.is_empty() {
+        return Ok(());
+    }
     let n_threads = pool.n_threads();
     pool.run(&|thread| {
         let (from, to) = (
-            total_bytes * thread / n_threads,
-            total_bytes * (thread + 1) / n_threads,
+            total_cost * thread / n_threads,
+            total_cost * (thread + 1) / n_threads,
         );
         let mut before = 0;
-        for (weights, accumulate, bias, y) in &parts {
-            let n_tiles = weights.n_tiles();
-            // A tile belongs to the thread whose range contains its first byte.
-            let tile_at = |byte: usize| {
-                (byte.saturating_sub(before) * n_tiles)
-                    .div_ceil(weights.bytes())
+        for (cost, work) in &parts {
+            let n_tiles = work.weights.n_tiles();
+            // A tile belongs to the thread whose range contains its beginning.
+            let tile_at = |at: usize| {
+                (at.saturating_sub(before) * n_tiles)
+                    .div_ceil(*cost)
                     .min(n_tiles)
             };
             let tiles = tile_at(from)..tile_at(to);
-            before += weights.bytes();
-            if tiles.is_empty() {
-                continue;
-            }
-            let (stride, accumulate, bias) = (weights.n_out(), *accumulate, *bias);
-            let out = OutputView {
-                y,
-                stride,
-                accumulate,
-                bias,
-            };
-            match weights {
-                LinearWeights::Quant(w) => {
-                    let x = input
-                        .int8
-                        .map_or(Activations::F32(input.x), Activations::Int8);
-                    // SAFETY: tile ranges of different threads do not overlap, since each range
-                    // starts where the one before ends.
-                    unsafe { quant_linear::run_tiles(isa, w, x, n_tokens, tiles, out) }
-                }
-                LinearWeights::Dense(w) => {
-                    // SAFETY: as above.
-                    unsafe { dense_linear::run_tiles(isa, w, input.x, tiles, out) }
-                }
+            before += cost;
+            if !tiles.is_empty() {
+                // SAFETY: tile ranges of different threads do not overlap, since each range starts
+                // where the one before ends.
+                unsafe { work.run(isa, &input, tiles) }
             }
         }
     })?;
     Ok(())
+}
+
+/// A part whose output is shared by the threads.
+struct Work<'a> {
+    weights: &'a LinearWeights,
+    tokens: Range<usize>,
+    accumulate: bool,
+    bias: Option<&'a [f32]>,
+    y: DisjointMut<'a, f32>,
+}
+
+impl<'a> Work<'a> {
+    fn of(part: &'a mut LinearPart<'_>) -> Self {
+        Self {
+            weights: part.weights,
+            tokens: part.tokens.clone(),
+            accumulate: part.accumulate,
+            bias: part.bias,
+            y: DisjointMut::new(part.y),
+        }
+    }
+
+    /// # Safety
+    /// No other thread has these tiles meanwhile.
+    unsafe fn run(&self, isa: Isa, input: &LinearInput<'_>, tiles: Range<usize>) {
+        let tokens = self.tokens.clone();
+        let out = OutputView {
+            y: &self.y,
+            stride: self.weights.n_out(),
+            accumulate: self.accumulate,
+            bias: self.bias,
+        };
+        match self.weights {
+            LinearWeights::Quant(w) => {
+                let x = input
+                    .int8
+                    .map_or(Activations::F32(input.x), Activations::Int8);
+                // SAFETY: the caller's promise.
+                unsafe { quant_linear::run_tiles(isa, w, x, tokens, tiles, out) }
+            }
+            LinearWeights::Dense(w) => {
+                let x = &input.x[tokens.start * w.n_in()..tokens.end * w.n_in()];
+                // SAFETY: the caller's promise.
+                unsafe { dense_linear::run_tiles(isa, w, x, tiles, out) }
+            }
+        }
+    }
 }

@@ -327,7 +327,8 @@ impl OutputView<'_> {
     }
 }
 
-/// Computes the rows of `tiles` for all tokens. Shapes were checked by [`crate::linear`].
+/// Computes the rows of `tiles` for these tokens of `x`, of which `out` has the first. Shapes were
+/// checked by [`crate::linear`].
 ///
 /// # Safety
 /// No other thread touches these tiles' part of the output meanwhile.
@@ -335,17 +336,17 @@ pub(crate) unsafe fn run_tiles(
     isa: Isa,
     w: &QuantMatrix,
     x: Activations<'_>,
-    n_tokens: usize,
+    tokens: std::ops::Range<usize>,
     tiles: std::ops::Range<usize>,
     out: OutputView<'_>,
 ) {
     for tile in tiles {
         let first = tile * TILE_ROWS;
         let rows = (w.n_out - first).min(TILE_ROWS);
-        let mut token = 0;
-        while token < n_tokens {
+        let mut token = tokens.start;
+        while token < tokens.end {
             let mut block = [[0.0f32; TILE_ROWS]; cpu::BLOCK_ROWS];
-            let n = cpu::tile_block(isa, w, tile, x, token, n_tokens - token, &mut block);
+            let n = cpu::tile_block(isa, w, tile, x, token, tokens.end - token, &mut block);
             for (t, values) in block[..n].iter_mut().enumerate() {
                 if let Some(scales) = &w.row_scales {
                     let scales = &scales[first..][..rows];
@@ -353,7 +354,7 @@ pub(crate) unsafe fn run_tiles(
                 }
                 // SAFETY: these rows of this token belong to this tile; the caller promises that
                 // no other thread has it.
-                unsafe { out.write(token + t, first, &values[..rows]) }
+                unsafe { out.write(token - tokens.start + t, first, &values[..rows]) }
             }
             token += n;
         }

@@ -80,6 +80,7 @@ fn run(
     let weights = LinearWeights::Quant(w);
     let part = LinearPart {
         weights: &weights,
+        tokens: 0..n_tokens,
         y: &mut y,
         accumulate: false,
         bias: None,
@@ -366,6 +367,7 @@ fn parts_biases_and_accumulation() {
         .zip(&biases)
         .map(|((weights, y), bias)| LinearPart {
             weights,
+            tokens: 0..n_tokens,
             y,
             accumulate: true,
             bias: Some(bias),
@@ -383,6 +385,77 @@ fn parts_biases_and_accumulation() {
         }
         assert_close(&y[i], &expected, &format!("part {i}"));
     }
+}
+
+/// Parts of some of the input's tokens, in 8 bits and in f32, have the bits that these tokens have
+/// alone, whatever else is in the region.
+#[test]
+fn parts_of_some_tokens_are_those_of_these_tokens_alone() {
+    let (mut pool, mut rng) = (WorkerPool::new(3).expect("pool"), StdRng::seed_from_u64(11));
+    let (n_in, n_tokens) = (96, 21);
+    let ranges = [0..1, 1..1, 1..10, 5..21, 20..21];
+    let sizes = [40, 16, 33, 5, 64];
+    let weights = sizes.map(|n| {
+        LinearWeights::Quant(random_matrix(
+            &mut pool,
+            BlockFormat::Q4_0,
+            n,
+            n_in,
+            &mut rng,
+        ))
+    });
+    let x = random_vector(n_tokens * n_in, &mut rng);
+    for isa in Isa::available() {
+        for is_int8 in [false, true] {
+            let whole = quantized(&mut pool, isa, &x, n_in, Terms::One);
+            let mut y: Vec<Vec<f32>> = ranges
+                .iter()
+                .zip(sizes)
+                .map(|(range, n_out)| vec![f32::NAN; range.len() * n_out])
+                .collect();
+            let mut parts: Vec<_> = weights
+                .iter()
+                .zip(&mut y)
+                .zip(&ranges)
+                .map(|((weights, y), tokens)| LinearPart {
+                    weights,
+                    tokens: tokens.clone(),
+                    y,
+                    accumulate: false,
+                    bias: None,
+                })
+                .collect();
+            let int8 = is_int8.then_some(&whole);
+            let input = LinearInput { x: &x, int8 };
+            linear::forward(&mut pool, isa, n_tokens, input, &mut parts).expect("forward");
+            for (i, range) in ranges.iter().enumerate() {
+                let x = &x[range.start * n_in..range.end * n_in];
+                let own = quantized(&mut pool, isa, x, n_in, Terms::One);
+                let mut alone = vec![f32::NAN; y[i].len()];
+                let part = LinearPart {
+                    weights: &weights[i],
+                    tokens: 0..range.len(),
+                    y: &mut alone,
+                    accumulate: false,
+                    bias: None,
+                };
+                let int8 = is_int8.then_some(&own);
+                let input = LinearInput { x, int8 };
+                linear::forward(&mut pool, isa, range.len(), input, &mut [part]).expect("forward");
+                assert_eq!(y[i], alone, "{isa:?} int8 {is_int8} part {i}");
+            }
+        }
+    }
+    let part = LinearPart {
+        weights: &weights[0],
+        tokens: 20..22,
+        y: &mut [0.0; 80],
+        accumulate: false,
+        bias: None,
+    };
+    let input = LinearInput { x: &x, int8: None };
+    let refused = linear::forward(&mut pool, Isa::Portable, n_tokens, input, &mut [part]);
+    assert!(refused.expect_err("refused").to_string().contains("22"));
 }
 
 #[test]
@@ -673,6 +746,7 @@ fn wrong_shapes_are_refused() {
     let weights = LinearWeights::Quant(w);
     let part = LinearPart {
         weights: &weights,
+        tokens: 0..1,
         y: &mut [0.0; 15],
         accumulate: false,
         bias: None,

@@ -39,7 +39,7 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
     Ok(match target {
         "gguf" => {
             let mut seeds = Vec::new();
-            for family in [Family::Qwen3, Family::Llama] {
+            for family in [Family::Qwen3, Family::Qwen3Moe, Family::Llama] {
                 let path = scratch.path().join("model.gguf");
                 let config = tiny_config(family);
                 write_gguf(&path, &config, ElementFormat::F16, 1, &[]).context("a GGUF file")?;
@@ -59,7 +59,7 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
         }
         "config_json" => {
             let mut seeds = Vec::new();
-            for family in [Family::Qwen3, Family::Llama] {
+            for family in [Family::Qwen3, Family::Qwen3Moe, Family::Llama] {
                 for format in [FolderFormat::F16, FolderFormat::Awq { group_size: 32 }] {
                     seeds.push(
                         config_json(&tiny_config(family), format)

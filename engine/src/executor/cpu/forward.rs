@@ -1,16 +1,17 @@
-//! The decoder block of Qwen3, Qwen2 and Llama over a packed, ragged batch.
+//! The decoder block of Qwen3, Qwen3-MoE, Qwen2 and Llama over a packed, ragged batch.
 //!
-//! x += O(attention(rope(norm(Q h)), …)) with h = rms_norm(x), then x += Down(silu(Gate h) * Up h).
+//! x += O(attention(rope(norm(Q h)), …)) with h = rms_norm(x), then x += MLP(h) ([`mlp`]).
 //! The families differ by q/k norms, biases and RoPE scaling, which the configuration switches.
 
 use host::pool::WorkerPool;
 use kernels::attention::{self, AttentionPlan, AttentionShape, KvPages, Sequence, Slot};
 use kernels::quant_linear::Terms;
 use kernels::rope::{self, Rope};
-use kernels::{KernelError, embedding, rms_norm, silu_mul};
+use kernels::{KernelError, embedding, rms_norm};
 
 use super::super::{ExecutorCounts, HostTierInfo, StopFlag};
 use super::host_tier::HostTier;
+use super::mlp::{self, MlpBuffers};
 use super::options::{ActivationType, Attention, Settings};
 use super::projection::{Inputs, Part, project};
 use super::weights::{DecoderWeights, LayerWeights};
@@ -100,9 +101,7 @@ struct Workspace {
     v: Vec<f32>,
     /// `[n_tokens, n_q_heads, head_dim]`
     attended: Vec<f32>,
-    /// `[n_tokens, intermediate]`
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    mlp: MlpBuffers,
     /// `[n_outputs, hidden]`
     last: Vec<f32>,
     /// `[n_outputs, vocab]`
@@ -275,10 +274,7 @@ impl Forward {
     /// Embeddings, angles and the attention work lists, which all layers share.
     fn prepare(&mut self, pool: &mut WorkerPool) -> Result<(), KernelError> {
         let ModelConfig {
-            hidden,
-            intermediate,
-            head_dim,
-            ..
+            hidden, head_dim, ..
         } = self.config;
         let ws = &mut self.workspace;
         let n = ws.tokens.len();
@@ -289,8 +285,6 @@ impl Forward {
             (&mut ws.attended, self.shape.n_q_heads * head_dim),
             (&mut ws.k, self.shape.n_kv_heads * head_dim),
             (&mut ws.v, self.shape.n_kv_heads * head_dim),
-            (&mut ws.gate, intermediate),
-            (&mut ws.up, intermediate),
             (&mut ws.angles, head_dim),
         ] {
             buffer.resize(n * width, 0.0);
@@ -315,22 +309,16 @@ impl Forward {
         rms_norm::forward(pool, isa, &ws.x, &w.attn_norm, eps, &mut ws.h)?;
         let mut parts = [
             Part {
-                projection: &w.q,
-                y: &mut ws.q,
-                accumulate: false,
                 bias: w.q_bias.as_deref(),
+                ..Part::new(&w.q, 0..n, &mut ws.q)
             },
             Part {
-                projection: &w.k,
-                y: &mut ws.k,
-                accumulate: false,
                 bias: w.k_bias.as_deref(),
+                ..Part::new(&w.k, 0..n, &mut ws.k)
             },
             Part {
-                projection: &w.v,
-                y: &mut ws.v,
-                accumulate: false,
                 bias: w.v_bias.as_deref(),
+                ..Part::new(&w.v, 0..n, &mut ws.v)
             },
         ];
         project(
@@ -339,7 +327,6 @@ impl Forward {
             QKV_TERMS,
             &mut ws.inputs,
             &ws.h,
-            n,
             &mut parts,
         )?;
         for (x, norm) in [(&mut ws.q, &w.q_norm), (&mut ws.k, &w.k_norm)] {
@@ -361,60 +348,22 @@ impl Forward {
         }
         let LayerWeights { o, o_bias, .. } = w;
         let part = Part {
-            projection: o,
-            y: &mut ws.x,
             accumulate: true,
             bias: o_bias.as_deref(),
+            ..Part::new(o, 0..n, &mut ws.x)
         };
         let (inputs, x) = (&mut ws.inputs, &ws.attended);
-        project(pool, self.settings, Terms::One, inputs, x, n, &mut [part])
+        project(pool, self.settings, Terms::One, inputs, x, &mut [part])
     }
 
     fn mlp_block(&mut self, pool: &mut WorkerPool, layer: usize) -> Result<(), KernelError> {
-        let isa = self.settings.isa;
+        let (isa, eps) = (self.settings.isa, self.config.rms_norm_eps);
         let w = &self.weights.layers[layer];
-        let ws = &mut self.workspace;
-        let n = ws.tokens.len();
-        rms_norm::forward(
-            pool,
-            isa,
-            &ws.x,
-            &w.mlp_norm,
-            self.config.rms_norm_eps,
-            &mut ws.h,
-        )?;
-        let mut parts = [
-            Part {
-                projection: &w.gate,
-                y: &mut ws.gate,
-                accumulate: false,
-                bias: None,
-            },
-            Part {
-                projection: &w.up,
-                y: &mut ws.up,
-                accumulate: false,
-                bias: None,
-            },
-        ];
-        project(
-            pool,
-            self.settings,
-            Terms::One,
-            &mut ws.inputs,
-            &ws.h,
-            n,
-            &mut parts,
-        )?;
-        silu_mul::in_place(pool, isa, &mut ws.gate, &ws.up)?;
-        let part = Part {
-            projection: &w.down,
-            y: &mut ws.x,
-            accumulate: true,
-            bias: None,
-        };
-        let (inputs, x) = (&mut ws.inputs, &ws.gate);
-        project(pool, self.settings, Terms::One, inputs, x, n, &mut [part])
+        let Workspace {
+            x, h, inputs, mlp, ..
+        } = &mut self.workspace;
+        rms_norm::forward(pool, isa, x, &w.mlp_norm, eps, h)?;
+        mlp::add(pool, self.settings, &w.mlp, inputs, mlp, h, x)
     }
 
     /// Computes logits from the gathered final states.
@@ -426,22 +375,9 @@ impl Forward {
         }
         let (isa, eps) = (self.settings.isa, self.config.rms_norm_eps);
         rms_norm::in_place(pool, isa, &mut ws.last, &self.weights.final_norm, eps)?;
-        let part = Part {
-            projection: self.weights.lm_head(),
-            y: &mut ws.logits,
-            accumulate: false,
-            bias: None,
-        };
+        let part = Part::new(self.weights.lm_head(), 0..n_outputs, &mut ws.logits);
         let (inputs, x) = (&mut ws.inputs, &ws.last);
-        project(
-            pool,
-            self.settings,
-            Terms::One,
-            inputs,
-            x,
-            n_outputs,
-            &mut [part],
-        )
+        project(pool, self.settings, Terms::One, inputs, x, &mut [part])
     }
 }
 
@@ -509,3 +445,7 @@ impl Workspace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

@@ -4,18 +4,20 @@
 //! token's logits depend only on its own sequence, bit for bit: not on the batch, the chunking, the
 //! pages or `n_steps`.
 //!
-//! [`weights`] loads and repacks, [`forward`] is the decoder, [`host_tier`] holds evicted pages.
+//! [`weights`] loads and repacks, [`forward`] is the decoder, [`mlp`] its MLPs and experts, [`host_tier`] holds evicted pages.
 //! Deliberately absent: splitting one sequence's context over threads.
 
 mod device;
 mod forward;
 mod host_tier;
+mod mlp;
 mod options;
 mod projection;
 mod weights;
 
 pub(crate) use device::processor_name;
 pub use kernels::attention::KvFormat;
+pub(crate) use mlp::expert_buffer_bytes;
 pub use options::{ActivationType, Attention, CpuOptions, Sampling};
 
 use host::pool::WorkerPool;
@@ -27,6 +29,7 @@ use super::{
     Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag, SuspendedExecutor,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
+use crate::model::config::ModelConfig;
 use crate::sampler;
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan, Target};
@@ -58,6 +61,14 @@ pub struct CpuExecutor {
     pool: WorkerPool,
     forward: Forward,
     vocab: usize,
+}
+
+/// For the log and records.
+fn experts_name(config: &ModelConfig) -> Option<(String, String)> {
+    let experts = config.experts.as_ref()?;
+    let (n, of) = (experts.n_active, experts.n_experts);
+    let name = format!("{n} of {of}, sorted by expert, router in f32");
+    Some(("experts".to_owned(), name))
 }
 
 fn step_error(error: impl Into<ForwardError>) -> ExecutorError {
@@ -128,7 +139,11 @@ impl CpuExecutor {
         let info = ExecutorInfo {
             name: DEVICE.to_owned(),
             device: device::processor_name(),
-            kernels: kernels.map(|(role, name)| (role.to_owned(), name)).into(),
+            kernels: kernels
+                .into_iter()
+                .map(|(role, name)| (role.to_owned(), name))
+                .chain(experts_name(checkpoint.config()))
+                .collect(),
             inactive_flags: Vec::new(),
             kv_pool_tokens: n_pages * PAGE_TOKENS,
             kv_pool_bytes: forward.kv_bytes(),

@@ -1,6 +1,8 @@
 //! Products of an input with matrices that share it: put in their order of columns, rounded to 8 bits if the
 //! settings say so, multiplied.
 
+use std::ops::Range;
+
 use host::pool::WorkerPool;
 use kernels::KernelError;
 use kernels::linear::{self, LinearInput, LinearPart};
@@ -12,7 +14,7 @@ use super::weights::Projection;
 /// Buffers of a projection's input.
 #[derive(Default)]
 pub(super) struct Inputs {
-    /// In a matrix's order of columns.
+    /// In the matrices' orders of columns.
     reordered: Vec<f32>,
     int8: QuantActivations,
 }
@@ -20,63 +22,98 @@ pub(super) struct Inputs {
 /// As [`LinearPart`], with the order of the matrix's columns.
 pub(super) struct Part<'a> {
     pub projection: &'a Projection,
+    /// The input's tokens that it is a projection of.
+    pub tokens: Range<usize>,
     pub y: &'a mut [f32],
     pub accumulate: bool,
     pub bias: Option<&'a [f32]>,
 }
 
-/// Projections of the same `x: [n_tokens, n_in]`, which is rounded to 8 bits in `terms` terms if the
-/// settings say so. Neighbours that take it in the same order share its copy in that order.
+impl<'a> Part<'a> {
+    /// Overwrites `y`, without a bias.
+    pub fn new(projection: &'a Projection, tokens: Range<usize>, y: &'a mut [f32]) -> Self {
+        Self {
+            projection,
+            tokens,
+            y,
+            accumulate: false,
+            bias: None,
+        }
+    }
+}
+
+/// Projections of `x: [n_tokens, n_in]` or of some of its tokens, which are rounded to 8 bits in
+/// `terms` terms if the settings say so.
 pub(super) fn project(
     pool: &mut WorkerPool,
     settings: Settings,
     terms: Terms,
     inputs: &mut Inputs,
     x: &[f32],
-    n_tokens: usize,
     parts: &mut [Part<'_>],
 ) -> Result<(), KernelError> {
-    for parts in parts.chunk_by_mut(|a, b| a.projection.order == b.projection.order) {
-        let Some(Projection { weights, order }) = parts.first().map(|part| part.projection) else {
-            continue;
-        };
-        let width = weights.n_in();
-        let Inputs { reordered, int8 } = inputs;
-        let x = match order {
-            None => x,
-            Some(order) => {
-                reorder(pool, x, order, reordered)?;
-                reordered
-            }
-        };
-        let input = quantized(pool, settings, terms, int8, x, width)?;
-        let mut linears: Vec<LinearPart<'_>> = parts
-            .iter_mut()
-            .map(|part| LinearPart {
-                weights: &part.projection.weights,
-                y: part.y,
-                accumulate: part.accumulate,
-                bias: part.bias,
-            })
-            .collect();
-        linear::forward(pool, settings.isa, n_tokens, input, &mut linears)?;
-    }
-    Ok(())
+    let Some(width) = parts.first().map(|part| part.projection.weights.n_in()) else {
+        return Ok(());
+    };
+    let Inputs { reordered, int8 } = inputs;
+    let x = if parts.iter().all(|part| part.projection.order.is_none()) {
+        x
+    } else {
+        reorder(pool, x, width, parts, reordered)?;
+        reordered
+    };
+    let input = quantized(pool, settings, terms, int8, x, width)?;
+    let mut linears: Vec<LinearPart<'_>> = parts
+        .iter_mut()
+        .map(|part| LinearPart {
+            weights: &part.projection.weights,
+            tokens: part.tokens.clone(),
+            y: part.y,
+            accumulate: part.accumulate,
+            bias: part.bias,
+        })
+        .collect();
+    linear::forward(pool, settings.isa, x.len() / width, input, &mut linears)
 }
 
-/// Every token's values in `order`.
+/// Copies the parts' tokens to `out`, in the order of their columns, and has the parts name them
+/// there. Neighbours that take the same tokens in the same order share a copy.
 fn reorder(
     pool: &mut WorkerPool,
     x: &[f32],
-    order: &[u32],
+    width: usize,
+    parts: &mut [Part<'_>],
     out: &mut Vec<f32>,
 ) -> Result<(), KernelError> {
-    out.resize(x.len(), 0.0);
-    let mut tokens: Vec<&mut [f32]> = out.chunks_exact_mut(order.len()).collect();
-    pool.for_each_mut(&mut tokens, &|token, out| {
-        let x = &x[token * order.len()..][..order.len()];
-        for (out, &from) in out.iter_mut().zip(order) {
-            *out = x[from as usize];
+    let mut copies: Vec<(usize, Option<&[u32]>)> = Vec::new();
+    let is_shared = |a: &Part<'_>, b: &Part<'_>| {
+        a.tokens == b.tokens && a.projection.order == b.projection.order
+    };
+    for parts in parts.chunk_by_mut(is_shared) {
+        let first = copies.len();
+        if let Some(Part {
+            projection, tokens, ..
+        }) = parts.first()
+        {
+            let order = projection.order.as_deref();
+            copies.extend(tokens.clone().map(|token| (token, order)));
+        }
+        for part in parts {
+            part.tokens = first..first + part.tokens.len();
+        }
+    }
+    out.resize(copies.len() * width, 0.0);
+    let mut rows: Vec<&mut [f32]> = out.chunks_exact_mut(width).collect();
+    pool.for_each_mut(&mut rows, &|row, out| {
+        let (token, order) = copies[row];
+        let x = &x[token * width..][..width];
+        match order {
+            None => out.copy_from_slice(x),
+            Some(order) => {
+                for (out, &from) in out.iter_mut().zip(order) {
+                    *out = x[from as usize];
+                }
+            }
         }
     })?;
     Ok(())

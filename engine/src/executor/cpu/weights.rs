@@ -1,5 +1,5 @@
 //! The decoder's weights, repacked for the CPU kernels one matrix at a time. The checkpoint's pages
-//! are released as soon as they have been copied, and the largest matrices come first, so that
+//! are released soon after they have been copied, and the largest matrices come first, so that
 //! loading needs little more memory than the result.
 //!
 //! lm_head is read completely for every token. If it is stored in 16 or 32 bits and products use 8
@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use host::memory::Arena;
 use host::pool::WorkerPool;
 use kernels::dense_linear::{DenseFormat, DenseMatrix};
+use kernels::experts::Choice;
 use kernels::linear::LinearWeights;
 use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 
@@ -37,9 +38,25 @@ pub(super) struct LayerWeights {
     pub k: Projection,
     pub v: Projection,
     pub o: Projection,
+    pub mlp: Mlp,
+}
+
+pub(super) enum Mlp {
+    Dense(Box<GatedMlp>),
+    Sparse(SparseMlp),
+}
+
+/// The MLP of a layer, or an expert.
+pub(super) struct GatedMlp {
     pub gate: Projection,
     pub up: Projection,
     pub down: Projection,
+}
+
+pub(super) struct SparseMlp {
+    pub router: Projection,
+    pub experts: Vec<GatedMlp>,
+    pub choice: Choice,
 }
 
 /// A matrix, and the input that each of its columns multiplies if they are in another order
@@ -71,8 +88,13 @@ impl DecoderWeights {
             ActivationType::Int8 => Rows::RoundedTo8Bits,
             ActivationType::F32 => Rows::AsStored,
         };
-        let mut arena = Arena::default();
-        let mut load = |id, rows| load_matrix(checkpoint, pool, &mut arena, id, rows);
+        let mut loader = Loader {
+            checkpoint,
+            pool,
+            arena: Arena::default(),
+            n_unreleased: 0,
+        };
+        let mut load = |id, rows| loader.matrix(id, rows);
         let (embedding, lm_head) = if config.tied_embeddings {
             (load(MatrixId::Embedding, head_rows)?, None)
         } else {
@@ -93,7 +115,6 @@ impl DecoderWeights {
             }
             _ => stored.to_string().to_lowercase(),
         };
-        let mut matrix = |id| load(id, Rows::AsStored);
         let optional = |wanted: bool, id| {
             wanted
                 .then(|| checkpoint.vector(id))
@@ -111,15 +132,14 @@ impl DecoderWeights {
                 k_bias: optional(config.qkv_bias, VectorId::KBias(i))?,
                 v_bias: optional(config.qkv_bias, VectorId::VBias(i))?,
                 o_bias: optional(config.o_bias, VectorId::OBias(i))?,
-                q: matrix(MatrixId::Q(i))?,
-                k: matrix(MatrixId::K(i))?,
-                v: matrix(MatrixId::V(i))?,
-                o: matrix(MatrixId::O(i))?,
-                gate: matrix(MatrixId::Gate(i))?,
-                up: matrix(MatrixId::Up(i))?,
-                down: matrix(MatrixId::Down(i))?,
+                q: loader.as_stored(MatrixId::Q(i))?,
+                k: loader.as_stored(MatrixId::K(i))?,
+                v: loader.as_stored(MatrixId::V(i))?,
+                o: loader.as_stored(MatrixId::O(i))?,
+                mlp: loader.mlp(i)?,
             });
         }
+        checkpoint.release();
         Ok(Self {
             embedding,
             lm_head,
@@ -135,15 +155,31 @@ impl DecoderWeights {
 
     /// Size of all matrices in bytes.
     pub fn bytes(&self) -> u64 {
-        let layers = self.layers.iter().map(|l| {
-            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
-                .map(|projection| projection.weights.bytes())
-                .iter()
-                .sum()
-        });
-        let layers: usize = layers.map(|bytes: usize| bytes).sum();
+        let layers: usize = self.layers.iter().map(LayerWeights::bytes).sum();
         let head = self.lm_head.as_ref().map_or(0, |head| head.weights.bytes());
         (layers + head + self.embedding.weights.bytes()) as u64
+    }
+}
+
+impl LayerWeights {
+    fn bytes(&self) -> usize {
+        let attention = [&self.q, &self.k, &self.v, &self.o];
+        let attention: usize = attention.iter().map(|p| p.weights.bytes()).sum();
+        let mlp = match &self.mlp {
+            Mlp::Dense(mlp) => mlp.bytes(),
+            Mlp::Sparse(sparse) => {
+                let experts: usize = sparse.experts.iter().map(GatedMlp::bytes).sum();
+                sparse.router.weights.bytes() + experts
+            }
+        };
+        attention + mlp
+    }
+}
+
+impl GatedMlp {
+    fn bytes(&self) -> usize {
+        let parts = [&self.gate, &self.up, &self.down];
+        parts.iter().map(|part| part.weights.bytes()).sum()
     }
 }
 
@@ -154,14 +190,71 @@ enum Rows {
     RoundedTo8Bits,
 }
 
-fn load_matrix(
-    checkpoint: &dyn Checkpoint,
+/// The checkpoint's pages are released when this much of them has been read: it takes a while in a
+/// large file, and there are thousands of experts.
+const RELEASED_TOGETHER: u64 = 64 << 20;
+
+/// Repacks matrices one after the other.
+struct Loader<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    pool: &'a mut WorkerPool,
+    arena: Arena,
+    /// Bytes read since pages were released.
+    n_unreleased: u64,
+}
+
+impl Loader<'_> {
+    fn as_stored(&mut self, id: MatrixId) -> Result<Projection, CpuLoadError> {
+        self.matrix(id, Rows::AsStored)
+    }
+
+    fn matrix(&mut self, id: MatrixId, rows: Rows) -> Result<Projection, CpuLoadError> {
+        let matrix = self.checkpoint.matrix(id)?;
+        let n_bytes = matrix.storage().n_bytes;
+        let projection = pack(self.pool, &mut self.arena, id, matrix, rows)?;
+        self.n_unreleased += n_bytes;
+        if self.n_unreleased >= RELEASED_TOGETHER {
+            self.checkpoint.release();
+            self.n_unreleased = 0;
+        }
+        Ok(projection)
+    }
+
+    fn gated(&mut self, [gate, up, down]: [MatrixId; 3]) -> Result<GatedMlp, CpuLoadError> {
+        Ok(GatedMlp {
+            gate: self.as_stored(gate)?,
+            up: self.as_stored(up)?,
+            down: self.as_stored(down)?,
+        })
+    }
+
+    fn mlp(&mut self, i: usize) -> Result<Mlp, CpuLoadError> {
+        let Some(experts) = self.checkpoint.config().experts_of(i).cloned() else {
+            let ids = [MatrixId::Gate(i), MatrixId::Up(i), MatrixId::Down(i)];
+            return Ok(Mlp::Dense(Box::new(self.gated(ids)?)));
+        };
+        let n_experts = experts.n_experts;
+        Ok(Mlp::Sparse(SparseMlp {
+            router: self.as_stored(MatrixId::Router(i))?,
+            experts: (0..n_experts)
+                .map(|e| self.gated(MatrixId::of_expert(i, e)))
+                .collect::<Result<_, _>>()?,
+            choice: Choice {
+                n_experts,
+                n_active: experts.n_active,
+                normalise: experts.norm_topk_prob,
+            },
+        }))
+    }
+}
+
+fn pack(
     pool: &mut WorkerPool,
     arena: &mut Arena,
     id: MatrixId,
+    matrix: Matrix<'_>,
     rows: Rows,
 ) -> Result<Projection, CpuLoadError> {
-    let matrix = checkpoint.matrix(id)?;
     let (n_out, n_in) = matrix.shape();
     let source = match &matrix {
         Matrix::Awq(awq) => Source::Quant(QuantSource::Awq {
@@ -192,7 +285,6 @@ fn load_matrix(
                 .map(LinearWeights::Dense)
         }
     };
-    checkpoint.release();
     let weights = packed.map_err(|source| CpuLoadError::Kernel {
         what: format!("{id:?}"),
         source,

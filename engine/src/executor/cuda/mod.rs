@@ -83,6 +83,11 @@ pub enum CudaLoadError {
          cpu, or use a checkpoint with desc_act false"
     )]
     ActOrder { place: String },
+    #[error(
+        "its layers have {n_experts} experts, and the GPU's kernels have one MLP a layer (dense Qwen3, \
+         Qwen2, Llama and Mistral); serve it with --device cpu"
+    )]
+    Experts { n_experts: usize },
 }
 
 /// Batch sizes whose decode step is captured.
@@ -392,7 +397,22 @@ impl CudaExecutor {
     }
 }
 
+/// Refuses a model with experts.
+///
+/// # Errors
+///
+/// [`CudaLoadError::Experts`] if it has any.
+pub(crate) fn check_is_dense(config: &ModelConfig) -> Result<(), CudaLoadError> {
+    match &config.experts {
+        None => Ok(()),
+        Some(experts) => Err(CudaLoadError::Experts {
+            n_experts: experts.n_experts,
+        }),
+    }
+}
+
 fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
+    check_is_dense(config)?;
     let group = config.n_q_heads / config.n_kv_heads;
     let wrong = |name, value: usize, limit: &str| {
         Err(CudaLoadError::Option {

@@ -467,6 +467,11 @@ fn matrix_key(id: MatrixId) -> u64 {
         MatrixId::Gate(i) => (6, i),
         MatrixId::Up(i) => (7, i),
         MatrixId::Down(i) => (8, i),
+        // Refused before.
+        MatrixId::Router(i) => (9, i),
+        MatrixId::ExpertGate(i, _) => (10, i),
+        MatrixId::ExpertUp(i, _) => (11, i),
+        MatrixId::ExpertDown(i, _) => (12, i),
     };
     kind << 32 | layer as u64
 }

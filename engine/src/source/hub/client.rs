@@ -10,6 +10,7 @@ use super::select::{Selection, select};
 use super::snapshot::{has_weights, is_commit, is_plain, names_below};
 use super::transfer::{Transfer, TransferError};
 use super::{HubModel, HubSettings, Parts, small_files};
+use crate::model::config::ModelConfig;
 use crate::source::{Progress, SourceError, Stage, digest};
 use crate::weights::ModelFiles;
 use crate::weights::{gguf, gguf_names};
@@ -361,11 +362,16 @@ impl<'a> HubClient<'a> {
         });
     }
 
-    /// Fails if the beginning of a GGUF file shows that the model cannot be served. If the hub does
-    /// not send it, or the header is longer than requested, the check is left to the whole file.
-    pub fn judge_header(&self, commit: &str, file: &str) -> Result<(), SourceError> {
+    /// The configuration in the beginning of a GGUF file; fails if that shows that the model cannot
+    /// be served. `None` if the hub does not send it, the header is longer than requested, or the
+    /// file is cached: the check is left to the whole file.
+    pub fn judge_header(
+        &self,
+        commit: &str,
+        file: &str,
+    ) -> Result<Option<ModelConfig>, SourceError> {
         if self.cached_file(commit, file).is_some() {
-            return Ok(());
+            return Ok(None);
         }
         let url = self.url(commit, file);
         let beginning = self.transfer.beginning(&url, HEADER_BYTES, HEADER_PATIENCE);
@@ -378,7 +384,7 @@ impl<'a> HubClient<'a> {
                     %reason,
                     "the header is not checked before the download"
                 );
-                Ok(())
+                Ok(None)
             }
         }
     }

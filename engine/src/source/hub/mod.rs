@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Progress, SourceError};
+use crate::model::config::ModelConfig;
 use crate::source::is_gguf;
 use crate::weights::ModelFiles;
 use crate::weights::safetensors::{index_shards, weight_files};
@@ -203,13 +204,21 @@ impl HubSettings {
     }
 }
 
-/// Downloads what is missing. `accept` is called once the small files are there, before weights are
-/// downloaded or, if cached, hashed; for a GGUF model, before it is hashed.
+/// What the caller checks.
+pub(super) struct Accept<'a, E> {
+    /// Called once the small files are there, before weights are downloaded or, if cached, hashed;
+    /// for a GGUF model, before it is hashed.
+    pub files: &'a dyn Fn(&ModelFiles) -> Result<(), E>,
+    /// Called with the configuration in a GGUF file's header, before the file is downloaded.
+    pub config: &'a dyn Fn(&ModelConfig) -> Result<(), E>,
+}
+
+/// Downloads what is missing.
 pub(super) fn fetch<E: From<SourceError>>(
     model: &HubModel,
     parts: Parts,
     settings: &HubSettings,
-    accept: &dyn Fn(&ModelFiles) -> Result<(), E>,
+    accept: &Accept<'_, E>,
     progress: &dyn Fn(Progress),
 ) -> Result<ModelFiles, E> {
     let client = HubClient::new(&model.repo, &model.revision, settings, progress)?;
@@ -217,7 +226,7 @@ pub(super) fn fetch<E: From<SourceError>>(
         if let ModelFiles::Folder(_) = &files {
             client.complete(&snapshot);
         }
-        accept(&files)?;
+        (accept.files)(&files)?;
         client.repair(&snapshot, &weights_of(&files, parts))?;
         return Ok(files);
     }
@@ -226,12 +235,14 @@ pub(super) fn fetch<E: From<SourceError>>(
     let snapshot = client.place_of(&commit);
     let files = match selected {
         Selection::Gguf(names) => {
-            client.judge_header(&commit, &names[0])?;
+            if let Some(config) = client.judge_header(&commit, &names[0])? {
+                (accept.config)(&config)?;
+            }
             for name in &names {
                 client.download(&commit, name)?;
             }
             let files = ModelFiles::Gguf(snapshot.join(&names[0]));
-            accept(&files)?;
+            (accept.files)(&files)?;
             files
         }
         Selection::Folder(weights) => {
@@ -239,7 +250,7 @@ pub(super) fn fetch<E: From<SourceError>>(
                 client.download(&commit, name)?;
             }
             let files = ModelFiles::Folder(snapshot.clone());
-            accept(&files)?;
+            (accept.files)(&files)?;
             match (parts, weights) {
                 // `cached` looks for the weights if they are wanted.
                 (Parts::WithoutWeights, _) => {}

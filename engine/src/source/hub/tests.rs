@@ -23,7 +23,10 @@ fn fetch(
     settings: &HubSettings,
     progress: &dyn Fn(Progress),
 ) -> Result<PathBuf, SourceError> {
-    let accept = |_: &ModelFiles| Ok(());
+    let accept = Accept {
+        files: &|_| Ok(()),
+        config: &|_| Ok(()),
+    };
     super::fetch(model, parts, settings, &accept, progress).map(|files| match files {
         ModelFiles::Folder(path) | ModelFiles::Gguf(path) => path,
         ModelFiles::Synthetic(_) => panic!("a synthetic model of the hub"),
@@ -408,12 +411,15 @@ fn a_model_that_is_not_accepted_costs_its_small_files_alone() {
     let hub = Hub::start(&files, Manner::Honest);
     let cache = tempfile::tempdir().expect("a folder");
     let settings = hub.settings(cache.path());
-    let accept = |files: &ModelFiles| {
-        let ModelFiles::Folder(dir) = files else {
-            panic!("{files:?}")
-        };
-        assert!(dir.join("config.json").exists() && dir.join("tokenizer.json").exists());
-        Err(SourceError::fetch("x", "not accepted"))
+    let accept = Accept {
+        files: &|files: &ModelFiles| {
+            let ModelFiles::Folder(dir) = files else {
+                panic!("{files:?}")
+            };
+            assert!(dir.join("config.json").exists() && dir.join("tokenizer.json").exists());
+            Err(SourceError::fetch("x", "not accepted"))
+        },
+        config: &|_| Ok(()),
     };
     for _ in 0..2 {
         let refused = super::fetch(&model(), Parts::Whole, &settings, &accept, &|_| ());
@@ -433,7 +439,7 @@ fn a_gguf_model_that_cannot_be_served_costs_its_header_alone() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("x.gguf");
     let config = fixture::tiny_config(Family::Llama);
-    for (architecture, expected) in [("qwen3moe", Some("qwen3moe")), ("llama", None)] {
+    for (architecture, expected) in [("qwen35moe", Some("qwen35moe")), ("llama", None)] {
         let named = Value::String(architecture.into());
         let extra = [("general.architecture", named)];
         fixture::write_gguf(&path, &config, ElementFormat::F16, 1, &extra).expect("written");
@@ -458,4 +464,33 @@ fn a_gguf_model_that_cannot_be_served_costs_its_header_alone() {
             ),
         }
     }
+}
+
+/// Nor does one cost more whose configuration the caller refuses.
+#[test]
+fn a_gguf_model_that_is_not_accepted_costs_its_header_alone() {
+    use crate::model::config::Family;
+    use crate::weights::{ElementFormat, fixture};
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("x.gguf");
+    let config = fixture::tiny_config(Family::Qwen3Moe);
+    fixture::write_gguf(&path, &config, ElementFormat::F16, 1, &[]).expect("written");
+    let bytes = std::fs::read(&path).expect("written");
+    let hub = Hub::start(&[("x.gguf", bytes)], Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let accept = Accept {
+        files: &|_| panic!("the file was fetched"),
+        config: &|model: &ModelConfig| {
+            let experts = model.experts.as_ref().map(|experts| experts.n_experts);
+            Err(SourceError::fetch("x", format!("{experts:?} not accepted")))
+        },
+    };
+    let refused = super::fetch(&model(), Parts::Whole, &settings, &accept, &|_| ());
+    assert!(refused.is_err_and(|e| e.to_string().contains("Some(6) not accepted")));
+    let ranges: Vec<_> = hub.asked().into_iter().filter_map(|a| a.range).collect();
+    assert!(
+        ranges.iter().all(|range| range == "bytes=0-16777215"),
+        "{ranges:?}"
+    );
 }

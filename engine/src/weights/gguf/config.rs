@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::experts;
 use super::header::GgufHeader;
 use super::value::Value;
 use crate::model::config::{
@@ -14,7 +15,7 @@ use crate::model::config::{
 /// # Errors
 ///
 /// [`ConfigError::Missing`], [`ConfigError::Invalid`] or [`ConfigError::Unsupported`] with the
-/// key: the architecture is none of `llama`, `qwen2` and `qwen3`, or a required size is missing,
+/// key: the architecture is none of `llama`, `qwen2`, `qwen3` and `qwen3moe`, or a required size is missing,
 /// out of its range or does not fit another.
 pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelConfig, ConfigError> {
     let general = Metadata {
@@ -29,11 +30,12 @@ pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelCo
         "llama" => Family::Llama,
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
+        "qwen3moe" => Family::Qwen3Moe,
         other => {
             return Err(ConfigError::Unsupported {
                 key: "general.architecture".into(),
                 value: other.to_string(),
-                supported: "llama, qwen2, qwen3",
+                supported: "llama, qwen2, qwen3, qwen3moe",
             });
         }
     };
@@ -68,15 +70,18 @@ pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelCo
             return Err(ConfigError::invalid(m.key(key), size, limit));
         }
     }
-    if let Some(n_experts) = m.size("expert_count")?
-        && n_experts > 0
-    {
-        return Err(ConfigError::invalid(
-            m.key("expert_count"),
-            n_experts,
-            "0 (a dense model)",
-        ));
-    }
+    let experts = match (family, m.size("expert_count")?) {
+        (Family::Qwen3Moe, _) => Some(experts::read(&m)?),
+        (_, None | Some(0)) => None,
+        (_, Some(n_experts)) => {
+            let limit = "0 (a dense model)";
+            return Err(ConfigError::invalid(
+                m.key("expert_count"),
+                n_experts,
+                limit,
+            ));
+        }
+    };
     let vocab = vocab(header, &general)?;
     let train_context = m.required_size("context_length")?;
     let (scaling, context_length) = rope_scaling(&m, train_context)?;
@@ -107,6 +112,7 @@ pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelCo
         qk_norm: has("blk.0.attn_q_norm.weight"),
         eos_token_ids: eos_ids(&general)?,
         bos_token_id: general.id("tokenizer.ggml.bos_token_id")?,
+        experts,
     }
     .validated()
 }
@@ -251,13 +257,13 @@ pub fn llama3_divisor(i: usize, theta: f32, head_dim: usize, factor: f32, origin
 }
 
 /// Typed access; keys are relative to the architecture's name.
-struct Metadata<'a> {
-    map: &'a HashMap<String, Value>,
+pub(super) struct Metadata<'a> {
+    pub(super) map: &'a HashMap<String, Value>,
     arch: &'a str,
 }
 
 impl<'a> Metadata<'a> {
-    fn key(&self, key: &str) -> String {
+    pub(super) fn key(&self, key: &str) -> String {
         if self.arch.is_empty() {
             key.to_string()
         } else {
@@ -286,13 +292,13 @@ impl<'a> Metadata<'a> {
             .ok_or_else(|| ConfigError::invalid(key, shown(value), limit))
     }
 
-    fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+    pub(super) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         Ok(self
             .whole(key)?
             .map(|v| usize::try_from(v).unwrap_or(usize::MAX)))
     }
 
-    fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
+    pub(super) fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
         self.size(key)?
             .ok_or_else(|| ConfigError::Missing { key: self.key(key) })
     }
@@ -305,7 +311,7 @@ impl<'a> Metadata<'a> {
         u32::try_from(id).map(Some).map_err(|_| limit())
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
         let key = self.key(key);
         match self.map.get(&key) {
             None => Ok(None),
@@ -328,7 +334,7 @@ impl<'a> Metadata<'a> {
     }
 }
 
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Array(values) => format!("an array of {}", values.len()),
         other => format!("{other:?}").chars().take(80).collect(),

@@ -2,8 +2,9 @@
 //!
 //! llama.cpp's converter interleaves the rows of q and k of the `llama` architecture, so that RoPE
 //! rotates neighbours `(2i, 2i + 1)`. Here they are restored to half-split order, whole rows at a
-//! time (quantised blocks run along a row, so their bytes are unchanged). `qwen2` and `qwen3` files
-//! are already in half-split order.
+//! time (quantised blocks run along a row, so their bytes are unchanged). `qwen2`, `qwen3` and
+//! `qwen3moe` files are already in half-split order. The experts of a layer are one tensor each for
+//! gate, up and down, one after the other.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use super::{
 use crate::model::config::{ConfigError, Family, ModelConfig};
 
 pub mod config;
+mod experts;
 pub mod header;
 pub mod value;
 
@@ -147,15 +149,21 @@ impl GgufFile {
 }
 
 /// Refuses a model by the beginning of its first file, of `n_bytes` in total: for its architecture,
-/// or for the format of a tensor. An incomplete header alone is not a reason.
-pub(crate) fn judge_beginning(beginning: &[u8], n_bytes: u64) -> Result<(), WeightError> {
+/// or for the format of a tensor. An incomplete header alone is not a reason; then there may be no
+/// configuration.
+pub(crate) fn judge_beginning(
+    beginning: &[u8],
+    n_bytes: u64,
+) -> Result<Option<ModelConfig>, WeightError> {
     let Ok(header) = header::parse_beginning(beginning, n_bytes) else {
-        return Ok(());
+        return Ok(None);
     };
-    // Other errors may be due to tensors in other parts.
-    if let Err(error @ ConfigError::Unsupported { .. }) = config::read(&header, None) {
-        return Err(error.into());
-    }
+    let config = match config::read(&header, None) {
+        Ok(config) => Some(config),
+        Err(error @ ConfigError::Unsupported { .. }) => return Err(error.into()),
+        // Other errors may be due to tensors in other parts.
+        Err(_) => None,
+    };
     let is_read = |name: &str| {
         let is_matrix = name.ends_with(".weight") && name != "rope_freqs.weight";
         is_matrix
@@ -174,7 +182,7 @@ pub(crate) fn judge_beginning(beginning: &[u8], n_bytes: u64) -> Result<(), Weig
             });
         }
     }
-    Ok(())
+    Ok(config)
 }
 
 fn file_error(path: &Path, message: String) -> WeightError {
@@ -259,7 +267,13 @@ impl GgufCheckpoint {
             other => other,
         };
         let (n_out, n_in) = id.shape(&self.config);
-        self.file.tensor(&id.gguf_name(), &[n_out, n_in])
+        let (Some(expert), Some(experts)) = (id.expert(), &self.config.experts) else {
+            return self.file.tensor(&id.gguf_name(), &[n_out, n_in]);
+        };
+        let shape = [experts.n_experts, n_out, n_in];
+        let (format, bytes) = self.file.tensor(&id.gguf_name(), &shape)?;
+        let n_bytes = bytes.len() / experts.n_experts;
+        Ok((format, &bytes[expert * n_bytes..][..n_bytes]))
     }
 
     fn interleaves_rope(&self) -> bool {
@@ -322,7 +336,7 @@ impl Checkpoint for GgufCheckpoint {
         let mut totals: Vec<(MatrixFormat, u64)> = Vec::new();
         for id in MatrixId::all(&self.config)
             .into_iter()
-            .filter(|id| id.is_in_layer())
+            .filter(|id| id.is_quantised())
         {
             let Ok(MatrixStorage {
                 format, n_bytes, ..

@@ -8,7 +8,12 @@ use super::*;
 use crate::model::config::{ModelConfig, RopeScaling};
 use crate::weights::fixture;
 
-const FAMILIES: [Family; 3] = [Family::Qwen3, Family::Qwen2, Family::Llama];
+const FAMILIES: [Family; 4] = [
+    Family::Qwen3,
+    Family::Qwen3Moe,
+    Family::Qwen2,
+    Family::Llama,
+];
 
 fn write(
     config: &ModelConfig,
@@ -50,7 +55,7 @@ fn what_is_written_is_read_back_in_every_format() {
         (ElementFormat::Q4K, 0.16),
         (ElementFormat::Q4_0, 0.18),
         (ElementFormat::Q3K, 0.35),
-        (ElementFormat::Q2K, 0.5),
+        (ElementFormat::Q2K, 0.6),
     ] {
         for family in FAMILIES {
             let config = fixture::wide_config(family);
@@ -157,7 +162,7 @@ fn metadata_errors_name_key_value_and_limit() {
         (
             "general.architecture",
             Value::String("mamba".into()),
-            "supported: llama, qwen2, qwen3",
+            "supported: llama, qwen2, qwen3, qwen3moe",
         ),
         (
             "llama.block_count",

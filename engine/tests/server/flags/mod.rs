@@ -3,6 +3,7 @@
 //! which test is whose, and `table` holds that to the command line.
 
 mod card;
+mod experts;
 mod inactive;
 mod launch_lines;
 pub mod model;
