@@ -242,15 +242,15 @@ impl AnswerFormat for CompletionFormat {
         Vec::new()
     }
 
-    fn chunk(&mut self, index: usize, piece: &Piece) -> Value {
+    fn chunks(&mut self, index: usize, piece: &Piece) -> Vec<Value> {
         let choice = self.choice(index, piece);
-        self.envelope.object("text_completion", vec![choice])
+        vec![self.envelope.object("text_completion", vec![choice])]
     }
 
-    fn usage_chunk(&mut self, usage: Value) -> Value {
+    fn closing(&mut self, usage: Value) -> Vec<Value> {
         let mut object = self.envelope.object("text_completion", Vec::new());
         object["usage"] = usage;
-        object
+        vec![object]
     }
 
     fn whole(&mut self, choices: Vec<FinishedChoice>, usage: Value) -> Value {

@@ -31,12 +31,20 @@ use crate::server::state::AppState;
 
 /// How an endpoint formats its response.
 pub trait AnswerFormat: Send + Unpin + 'static {
+    /// Whether a stream's events are named by their `type` and the last one ends it, instead of
+    /// `[DONE]`.
+    const IS_TYPED: bool = false;
+
     /// Chunks that come before any token.
     fn opening(&mut self) -> Vec<Value>;
-    /// The chunk of one piece.
-    fn chunk(&mut self, index: usize, piece: &Piece) -> Value;
-    /// The chunk that carries only the usage.
-    fn usage_chunk(&mut self, usage: Value) -> Value;
+    /// The chunks of one piece.
+    fn chunks(&mut self, index: usize, piece: &Piece) -> Vec<Value>;
+    /// The last chunks, with the usage, if the request asks for it.
+    fn closing(&mut self, usage: Value) -> Vec<Value>;
+    /// The last chunks of a stream that fails.
+    fn failure(&mut self, error: &ApiError) -> Vec<Value> {
+        vec![error.body()]
+    }
     /// The whole response as one object.
     fn whole(&mut self, choices: Vec<FinishedChoice>, usage: Value) -> Value;
     /// The id under which a choice can be aborted; several choices may share one.
@@ -46,6 +54,10 @@ pub trait AnswerFormat: Send + Unpin + 'static {
     /// Output tokens of all choices that belong to reasoning, where reasoning is parsed.
     fn n_reasoning_tokens(&self) -> Option<usize> {
         None
+    }
+    /// The most tokens that a piece may have.
+    fn largest_piece(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -174,27 +186,26 @@ impl RunningChoices {
         Ok(Json(format.whole(choices, usage)).into_response())
     }
 
-    /// Server-sent events, one a piece, then `[DONE]`.
+    /// Server-sent events, then `[DONE]` unless they are typed.
     pub fn stream<F: AnswerFormat>(
         self,
         mut format: F,
         streaming: Streaming,
         traffic: Arc<TrafficMetrics>,
     ) -> Response {
-        let mut queue: VecDeque<Event> = VecDeque::new();
-        for mut chunk in format.opening() {
-            let index = chunk["choices"][0]["index"].as_u64().unwrap_or_default();
-            with_usage(&mut chunk, streaming, &self.usage, index as usize);
-            queue.push_back(event(&chunk));
-        }
-        let events = Events {
+        let opening = format.opening();
+        let mut events = Events {
             answer: self,
             format,
             streaming,
             traffic,
-            queue,
+            queue: VecDeque::new(),
             is_done: false,
         };
+        for chunk in opening {
+            let index = chunk["choices"][0]["index"].as_u64().unwrap_or_default();
+            events.push(chunk, index as usize);
+        }
         Sse::new(events)
             .keep_alive(KeepAlive::default())
             .into_response()
@@ -240,33 +251,42 @@ impl<F: AnswerFormat> Stream for Events<F> {
             match ready!(this.answer.pieces.poll_recv(cx)) {
                 Some((index, Ok(piece))) => {
                     this.answer.record(index, &piece, &mut this.format);
-                    let mut chunk = this.format.chunk(index, &piece);
-                    with_usage(&mut chunk, this.streaming, &this.answer.usage, index);
-                    this.queue.push_back(event(&chunk));
+                    for chunk in this.format.chunks(index, &piece) {
+                        this.push(chunk, index);
+                    }
                 }
                 Some((_, Err(error))) => {
                     // The status line has already been sent, so the error is counted here.
                     this.traffic.record_error(error.code);
-                    this.queue.push_back(event(&error.body()));
-                    this.finish();
+                    let chunks = this.format.failure(&error);
+                    this.finish(chunks);
                 }
                 None => {
+                    let mut chunks = Vec::new();
                     if this.streaming.include_usage {
                         let n_reasoning = this.format.n_reasoning_tokens();
-                        let usage = this.answer.usage.to_json(n_reasoning);
-                        let chunk = this.format.usage_chunk(usage);
-                        this.queue.push_back(event(&chunk));
+                        chunks = this.format.closing(this.answer.usage.to_json(n_reasoning));
                     }
-                    this.finish();
+                    this.finish(chunks);
                 }
             }
         }
     }
 }
 
-impl<F> Events<F> {
-    fn finish(&mut self) {
-        self.queue.push_back(Event::default().data("[DONE]"));
+impl<F: AnswerFormat> Events<F> {
+    fn push(&mut self, mut chunk: Value, index: usize) {
+        if !F::IS_TYPED {
+            with_usage(&mut chunk, self.streaming, &self.answer.usage, index);
+        }
+        self.queue.push_back(event::<F>(&chunk));
+    }
+
+    fn finish(&mut self, chunks: Vec<Value>) {
+        self.queue.extend(chunks.iter().map(event::<F>));
+        if !F::IS_TYPED {
+            self.queue.push_back(Event::default().data("[DONE]"));
+        }
         self.is_done = true;
     }
 }
@@ -282,8 +302,12 @@ fn with_usage(chunk: &mut Value, streaming: Streaming, usage: &UsageSum, index: 
     }
 }
 
-fn event(chunk: &Value) -> Event {
-    Event::default().data(chunk.to_string())
+fn event<F: AnswerFormat>(chunk: &Value) -> Event {
+    let event = match chunk["type"].as_str().filter(|_| F::IS_TYPED) {
+        Some(name) => Event::default().event(name),
+        None => Event::default(),
+    };
+    event.data(chunk.to_string())
 }
 
 /// The fields common to all responses.
@@ -335,6 +359,7 @@ pub(crate) async fn respond(
 ) -> Result<Response, ApiError> {
     // A whole response does not show its pieces, so they may be as large as they come.
     let interval = streaming.map_or(256, |_| state.http.stream_interval);
+    let interval = interval.min(format.largest_piece());
     let cache_read = lookup.as_str();
     let to_register = choices
         .iter()

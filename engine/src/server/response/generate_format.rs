@@ -130,7 +130,7 @@ impl AnswerFormat for GenerateFormat {
         Vec::new()
     }
 
-    fn chunk(&mut self, index: usize, piece: &Piece) -> Value {
+    fn chunks(&mut self, index: usize, piece: &Piece) -> Vec<Value> {
         if let Some(sum) = self.sums.get_mut(index) {
             sum.text.push_str(&piece.text);
             sum.tokens.extend(piece.tokens.iter().cloned());
@@ -139,12 +139,12 @@ impl AnswerFormat for GenerateFormat {
         if self.is_list {
             object["index"] = json!(index);
         }
-        object
+        vec![object]
     }
 
     /// Every event carries its token counts.
-    fn usage_chunk(&mut self, usage: Value) -> Value {
-        usage
+    fn closing(&mut self, _usage: Value) -> Vec<Value> {
+        Vec::new()
     }
 
     fn whole(&mut self, choices: Vec<FinishedChoice>, _usage: Value) -> Value {

@@ -2,6 +2,8 @@
 
 pub mod answer;
 pub mod cached;
+pub(super) mod chat_format;
+pub(super) mod chat_reading;
 pub mod choice;
 pub(super) mod generate_format;
 pub(super) mod logprobs;
