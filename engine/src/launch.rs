@@ -352,6 +352,7 @@ fn output_parsers(config: &EngineConfig, chat_template: &ChatTemplate) -> Output
     let tool_calls = match config.tool_call_parser {
         Some(ToolCallParserName::Qwen | ToolCallParserName::Hermes) => Some(ToolCallFormat::Hermes),
         Some(ToolCallParserName::Llama3Json) => Some(ToolCallFormat::Llama3Json),
+        Some(ToolCallParserName::Qwen3Coder) => Some(ToolCallFormat::Qwen3Coder),
         None => chat_template.tool_calls(),
     };
     let reasoning = config.reasoning_parser.is_some();

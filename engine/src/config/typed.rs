@@ -550,7 +550,12 @@ flag_values! {
     SamplingDefaultsName { Model = "model", Openai = "openai" }
 }
 flag_values! {
-    ToolCallParserName { Qwen = "qwen", Hermes = "hermes", Llama3Json = "llama3_json" }
+    ToolCallParserName {
+        Qwen = "qwen",
+        Hermes = "hermes",
+        Llama3Json = "llama3_json",
+        Qwen3Coder = "qwen3_coder",
+    }
 }
 flag_values! {
     ReasoningParserName { Qwen3 = "qwen3" }

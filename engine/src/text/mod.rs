@@ -27,7 +27,7 @@ pub use reasoning::{ThoughtSplitter, ThoughtStart};
 pub use stop::{StopMatch, StopMatcher};
 pub use stream::{TextOrigin, TokenStream};
 pub use tokenizer::Tokenizer;
-pub use tool_calls::{ToolCallFormat, ToolCallParser, ToolEvent};
+pub use tool_calls::{Tool, ToolCallFormat, ToolCallParser, ToolEvent};
 
 use crate::errors::Code;
 /// Errors between text and tokens. `File`, `Metadata` and `Unsupported` concern the checkpoint and

@@ -77,9 +77,9 @@ pub struct ThoughtSplitter {
     held: String,
     /// Following line breaks surround a tag and are dropped.
     drops_breaks: bool,
-    /// A call that begins with this tag may end the reasoning. From there on, text is held back
-    /// until the reasoning's end is known.
-    call_tag: Option<&'static str>,
+    /// A call in this format, which begins with a tag, may end the reasoning. From the tag on, text
+    /// is held back until the reasoning's end is known.
+    tagged_calls: Option<ToolCallFormat>,
 }
 
 impl ThoughtSplitter {
@@ -93,7 +93,7 @@ impl ThoughtSplitter {
             place,
             held: String::new(),
             drops_breaks: place == Place::Thought,
-            call_tag: None,
+            tagged_calls: None,
         }
     }
 
@@ -101,11 +101,12 @@ impl ThoughtSplitter {
     /// reasoning.
     #[must_use]
     pub fn with_calls(self, format: Option<ToolCallFormat>) -> Self {
-        let call_tag = match format {
-            Some(ToolCallFormat::Hermes) => Some(HERMES_OPEN),
-            Some(ToolCallFormat::Llama3Json) | None => None,
-        };
-        Self { call_tag, ..self }
+        let has_tag = |format: &ToolCallFormat| *format != ToolCallFormat::Llama3Json;
+        let tagged_calls = format.filter(has_tag);
+        Self {
+            tagged_calls,
+            ..self
+        }
     }
 
     pub fn push(&mut self, text: &str) -> Split {
@@ -160,20 +161,19 @@ impl ThoughtSplitter {
 
     /// Offset of a call in the rest of the reasoning.
     fn call_in(&self, held: &str) -> Option<usize> {
-        let tag = self.call_tag?;
-        let mut places = held.match_indices(tag).map(|(at, _)| at);
-        places.find(|at| ToolCallParser::begins_with_call(ToolCallFormat::Hermes, &held[*at..]))
+        let format = self.tagged_calls?;
+        let mut places = held.match_indices(HERMES_OPEN).map(|(at, _)| at);
+        places.find(|at| ToolCallParser::begins_with_call(format, &held[*at..]))
     }
 
     /// Emits what is certainly reasoning; returns true if it ended.
     fn take_thought(&mut self, split: &mut Split) -> bool {
-        let waiting = match self.call_tag {
-            Some(tag) if !self.held.contains(CLOSE) => {
-                let n_shown = self.held.len() - held_bytes(&self.held, tag);
-                let at = self.held.find(tag).unwrap_or(n_shown);
-                self.held.split_off(at)
-            }
-            _ => String::new(),
+        let waiting = if self.tagged_calls.is_some() && !self.held.contains(CLOSE) {
+            let n_shown = self.held.len() - held_bytes(&self.held, HERMES_OPEN);
+            let at = self.held.find(HERMES_OPEN).unwrap_or(n_shown);
+            self.held.split_off(at)
+        } else {
+            String::new()
         };
         let (mut thought, is_closed) = take_before(&mut self.held, CLOSE);
         self.held.push_str(&waiting);

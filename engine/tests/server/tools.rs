@@ -150,6 +150,45 @@ async fn calls_in_llamas_format_are_read_too() {
     assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
 }
 
+#[tokio::test]
+async fn calls_in_qwen3_coders_format_are_typed_and_streamed() {
+    let text = "<think>hm\n<tool_call>\n<function=place>\n<parameter=city>\n서울\n</parameter>\n\
+                <parameter=days>\n3\n</parameter>\n</function>\n</tool_call>";
+    let place = json!({"type": "function", "function": {"name": "place", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+    }}});
+    let server = TestServer::start(with(saying(text), ToolCallFormat::Qwen3Coder, true)).await;
+    let fields = json!({"tools": [place], "stream": true});
+    let chunks = server.post(PATH, body(fields)).await.chunks();
+    let expected = json!({
+        "content": "", "reasoning_content": "hm",
+        "tool_calls": [{"name": "place", "arguments": "{\"city\": \"서울\", \"days\": 3}"}],
+    });
+    assert_eq!(accumulated(&chunks), expected);
+    // Forced, whatever the model says.
+    let config = TestConfig {
+        context_length: 1024,
+        ..TestConfig::default()
+    };
+    let server = TestServer::start(with(config, ToolCallFormat::Qwen3Coder, false)).await;
+    for seed in 0..4 {
+        let fields = json!({"tool_choice": "required", "seed": seed, "parallel_tool_calls": false});
+        let answer = server.ok(PATH, body(fields)).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+        let call = &choice["message"]["tool_calls"][0]["function"];
+        let arguments: Value =
+            serde_json::from_str(call["arguments"].as_str().expect("a text")).expect("JSON");
+        if call["name"] == "weather" {
+            let city = arguments["city"].as_str().expect("a city");
+            assert!(["서울", "부산"].contains(&city), "{city}");
+        } else {
+            assert_eq!((&call["name"], arguments), (&json!("time"), json!({})));
+        }
+    }
+}
+
 /// With a model whose output is random.
 #[tokio::test]
 async fn a_forced_call_is_one_whatever_the_model_says() {

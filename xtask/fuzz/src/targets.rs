@@ -12,11 +12,11 @@ use engine::server::request::messages::Conversation;
 use engine::server::request::prompt::take_prompts;
 use engine::server::request::sampling_fields::Generation;
 use engine::server::request::tool_fields::ToolUse;
-use engine::structured::tool_calls::{self, Tool};
+use engine::structured::tool_calls;
 use engine::structured::{Constraint, Grammars, Preamble};
 use engine::text::gguf_metadata::GgufMetadata;
 use engine::text::{
-    ChatInput, ChatTemplate, ThoughtSplitter, ThoughtStart, Tokenizer, ToolCallFormat,
+    ChatInput, ChatTemplate, ThoughtSplitter, ThoughtStart, Tokenizer, Tool, ToolCallFormat,
     ToolCallParser, ToolEvent,
 };
 use engine::weights::gguf::{config, header};
@@ -31,7 +31,11 @@ use serde_json::{Map, json};
 
 use crate::seeds;
 
-const FORMATS: [ToolCallFormat; 2] = [ToolCallFormat::Hermes, ToolCallFormat::Llama3Json];
+const FORMATS: [ToolCallFormat; 3] = [
+    ToolCallFormat::Hermes,
+    ToolCallFormat::Llama3Json,
+    ToolCallFormat::Qwen3Coder,
+];
 
 pub fn gguf(_: &Path, bytes: &[u8]) {
     let Ok(header) = header::parse(bytes) else {
@@ -195,7 +199,7 @@ pub fn tool_calls(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(rest) else {
         return;
     };
-    let format = FORMATS[usize::from(how % 2)];
+    let format = FORMATS[usize::from(*how) % FORMATS.len()];
     let starts = [
         ThoughtStart::Inside,
         ThoughtStart::Before,

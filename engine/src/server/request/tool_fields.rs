@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, show};
 use crate::server::request::structured_fields::RequestedFormat;
-use crate::structured::tool_calls::{self, Tool};
-use crate::text::{ToolCallFormat, ToolCallParser};
+use crate::structured::tool_calls;
+use crate::text::{Tool, ToolCallFormat, ToolCallParser};
 
 /// What a request asks of its tools.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -124,13 +124,11 @@ impl ToolUse {
 
     /// Parses tool calls from the output; `None` if none are expected.
     pub fn parser(&self) -> Option<ToolCallParser> {
-        let names: Arc<[String]> = self.tools.iter().map(|tool| tool.name.clone()).collect();
+        let format = self.format?;
+        let tools: Arc<[Tool]> = self.tools.as_slice().into();
         // An object that names no tool may be a JSON response.
-        let knows_names = self.is_restricted || self.format == Some(ToolCallFormat::Llama3Json);
-        Some(match self.format? {
-            format if knows_names => ToolCallParser::for_tools(format, names),
-            format => ToolCallParser::new(format),
-        })
+        let knows_names = self.is_restricted || format == ToolCallFormat::Llama3Json;
+        Some(ToolCallParser::for_tools(format, tools, knows_names))
     }
 }
 

@@ -8,7 +8,7 @@ use super::{ToolEvent, push_content};
 use crate::text::held::held_bytes;
 
 pub(in crate::text) const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
+pub(super) const CLOSE: &str = "</tool_call>";
 
 #[derive(Debug, Default)]
 pub struct HermesParser {

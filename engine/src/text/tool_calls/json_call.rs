@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::ToolEvent;
+use super::{Tool, ToolEvent};
 
 /// What makes an object a call, besides its name.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +15,7 @@ pub(super) struct Rules {
     /// An object without arguments is not a call.
     pub needs_arguments: bool,
     /// Only these tools; `None`: any.
-    pub names: Option<Arc<[String]>>,
+    pub tools: Option<Arc<[Tool]>>,
 }
 
 /// The state of the object after the text so far.
@@ -160,8 +160,8 @@ impl JsonCall {
     }
 
     fn has_foreign_name(&self) -> bool {
-        match (&self.name, &self.rules.names) {
-            (Some(name), Some(names)) => !names.contains(name),
+        match (&self.name, &self.rules.tools) {
+            (Some(name), Some(tools)) => tools.iter().all(|tool| tool.name != *name),
             _ => false,
         }
     }

@@ -1,20 +1,26 @@
 //! Parses tool calls from a model's output while it is generated.
 //!
 //! [`hermes`] is also Qwen's format, [`llama`] is Llama 3's; both contain JSON objects that
-//! [`json_call`] parses. Arguments are emitted as the model writes them, character by character.
-//! Text that is not a call is content.
+//! [`json_call`] parses. [`coder`] is Qwen3-Coder's format of tags. Arguments are emitted as the
+//! model writes them, character by character. Text that is not a call is content.
 //!
 //! The reverse, grammars for output that must be a call, is in [`crate::structured::tool_calls`].
 //!
-//! Deliberately absent: formats other than JSON (Qwen3-Coder's XML, Llama's Python lists), and
-//! validating arguments against a schema where no grammar does.
+//! Deliberately absent: Mistral's `[TOOL_CALLS]` and Llama's Python lists, and validating arguments
+//! against a schema where no grammar does.
 
+mod coder;
+mod coder_value;
 mod hermes;
 mod json_call;
 mod llama;
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
+use self::coder::CoderParser;
+pub(crate) use self::coder_value::is_text;
 use self::hermes::HermesParser;
 pub(super) use self::hermes::OPEN as HERMES_OPEN;
 use self::json_call::Rules;
@@ -28,12 +34,24 @@ pub enum ToolCallFormat {
     Hermes,
     /// `{"name": …, "parameters": …}`, optionally after `<|python_tag|>`, several separated by `;`.
     Llama3Json,
+    /// `<tool_call><function=…><parameter=…>…</parameter></function></tool_call>`.
+    Qwen3Coder,
+}
+
+/// A tool that may be called.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tool {
+    pub name: String,
+    /// JSON schema of its arguments; any object if there is none.
+    pub parameters: Option<Value>,
 }
 
 impl ToolCallFormat {
     /// The format that a chat template describes.
     pub fn of_template(source: &str) -> Option<Self> {
-        if source.contains("<tool_call>") {
+        if source.contains("<function=") && source.contains("<parameter=") {
+            Some(Self::Qwen3Coder)
+        } else if source.contains("<tool_call>") {
             Some(Self::Hermes)
         } else if source.contains("<|python_tag|>") || source.contains("Environment: ipython") {
             Some(Self::Llama3Json)
@@ -61,27 +79,25 @@ pub enum ToolEvent {
 pub enum ToolCallParser {
     Hermes(HermesParser),
     Llama(LlamaParser),
+    Coder(CoderParser),
 }
 
 impl ToolCallParser {
     /// Parses calls of any tool.
     pub fn new(format: ToolCallFormat) -> Self {
-        Self::with_names(format, None)
+        Self::for_tools(format, Arc::default(), false)
     }
 
-    /// Parses calls of these tools only; calls of others are content.
-    pub fn for_tools(format: ToolCallFormat, names: Arc<[String]>) -> Self {
-        Self::with_names(format, Some(names))
-    }
-
-    fn with_names(format: ToolCallFormat, names: Option<Arc<[String]>>) -> Self {
-        let rules = |needs_arguments| Rules {
+    /// Parses calls of these tools; calls of others are content if it `is_restricted` to them.
+    pub fn for_tools(format: ToolCallFormat, tools: Arc<[Tool]>, is_restricted: bool) -> Self {
+        let rules = |needs_arguments, tools| Rules {
             needs_arguments,
-            names,
+            tools: Some(tools).filter(|_| is_restricted),
         };
         match format {
-            ToolCallFormat::Hermes => Self::Hermes(HermesParser::new(rules(false))),
-            ToolCallFormat::Llama3Json => Self::Llama(LlamaParser::new(rules(true))),
+            ToolCallFormat::Hermes => Self::Hermes(HermesParser::new(rules(false, tools))),
+            ToolCallFormat::Llama3Json => Self::Llama(LlamaParser::new(rules(true, tools))),
+            ToolCallFormat::Qwen3Coder => Self::Coder(CoderParser::new(tools, is_restricted)),
         }
     }
 
@@ -114,6 +130,7 @@ impl ToolCallParser {
         match self {
             Self::Hermes(parser) => parser.push(text, &mut events),
             Self::Llama(parser) => parser.push(text, &mut events),
+            Self::Coder(parser) => parser.push(text, &mut events),
         }
         events
     }
@@ -124,6 +141,7 @@ impl ToolCallParser {
         match self {
             Self::Hermes(parser) => parser.finish(&mut events),
             Self::Llama(parser) => parser.finish(&mut events),
+            Self::Coder(parser) => parser.finish(&mut events),
         }
         events
     }

@@ -1,11 +1,16 @@
 use proptest::prelude::*;
 
-use super::ToolCallFormat::{Hermes, Llama3Json};
-use super::{ToolCallFormat, ToolCallParser, ToolEvent};
+use serde_json::json;
+
+use super::ToolCallFormat::{Hermes, Llama3Json, Qwen3Coder};
+use super::{Tool, ToolCallFormat, ToolCallParser, ToolEvent};
 
 /// Content, and (name, arguments) of each call.
 fn parse(format: ToolCallFormat, pieces: &[String]) -> (String, Vec<(String, String)>) {
-    let mut parser = ToolCallParser::new(format);
+    parse_by(ToolCallParser::new(format), pieces)
+}
+
+fn parse_by(mut parser: ToolCallParser, pieces: &[String]) -> (String, Vec<(String, String)>) {
     let mut events = Vec::new();
     for piece in pieces {
         events.extend(parser.push(piece));
@@ -151,7 +156,11 @@ fn all_that_stands_within_a_tag_is_read() {
 #[test]
 fn calls_of_other_tools_are_content_where_the_tools_are_known() {
     let parse = |format, text: &str| {
-        let mut parser = ToolCallParser::for_tools(format, ["f".to_owned()].into());
+        let tool = Tool {
+            name: "f".to_owned(),
+            parameters: None,
+        };
+        let mut parser = ToolCallParser::for_tools(format, [tool].into(), true);
         let mut events = parser.push(text);
         events.extend(parser.finish());
         events
@@ -160,6 +169,10 @@ fn calls_of_other_tools_are_content_where_the_tools_are_known() {
     for (format, text) in [
         (Llama3Json, object("Bob")),
         (Hermes, format!("<tool_call>{}</tool_call>", object("Bob"))),
+        (
+            Qwen3Coder,
+            "<tool_call>\n<function=Bob>\n</function>\n</tool_call>".to_owned(),
+        ),
     ] {
         let content: String = parse(format, &text)
             .into_iter()
@@ -227,9 +240,91 @@ fn arguments_come_as_they_are_written() {
 }
 
 #[test]
+fn coder_calls_are_typed_by_the_tools_schema() {
+    let tool = Tool {
+        name: "run".to_owned(),
+        parameters: Some(json!({"type": "object", "properties": {
+            "code": {"type": "string"}, "n": {"type": "integer"}, "flags": {"type": "array"},
+        }})),
+    };
+    let text = "I run it.\n<tool_call>\n<function=run>\n<parameter=code>\nif a < \"b\":\n    한()\n\n\
+                </parameter>\n<parameter=n>\n3\n</parameter>\n<parameter=flags>\n[\"-v\", 1]\n\
+                </parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=run>\n</function>\n\
+                </tool_call>";
+    let arguments =
+        "{\"code\": \"if a < \\\"b\\\":\\n    한()\\n\", \"n\": 3, \"flags\": [\"-v\", 1]}";
+    let calls = [("run", arguments), ("run", "{}")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+    let expected = ("I run it.".to_owned(), calls.to_vec());
+    let letters: Vec<String> = text.chars().map(String::from).collect();
+    for pieces in [vec![text.to_owned()], letters] {
+        let tools = [tool.clone()].into();
+        let parser = ToolCallParser::for_tools(Qwen3Coder, tools, false);
+        assert_eq!(parse_by(parser, &pieces), expected);
+    }
+    // Without the outer tag, only a known tool is called.
+    for (name, n_calls) in [("run", 1), ("walk", 0)] {
+        let text = format!("<function={name}>\n<parameter=n>\n4\n</parameter>\n</function>");
+        let parser = ToolCallParser::for_tools(Qwen3Coder, [tool.clone()].into(), false);
+        assert_eq!(parse_by(parser, &[text]).1.len(), n_calls);
+    }
+}
+
+#[test]
+fn coder_calls_that_are_not_quite_right_lose_nothing() {
+    for text in [
+        "<tool_call>\n{\"name\": \"f\"}\n</tool_call>",
+        "a <tool_call> b",
+        "<tool_call>\n<function=\n>",
+        "<function=f>",
+        "<tool_call>\n<func",
+    ] {
+        check(Qwen3Coder, text, text, &[]);
+    }
+    let begun = "<tool_call><function=f><parameter=a>";
+    for (rest, content, arguments) in [
+        ("1</function></tool_call>", "", "{\"a\": \"1\"}"),
+        (
+            "1\n<parameter=b>\n2\n</parameter></tool_call>",
+            "",
+            "{\"a\": \"1\", \"b\": \"2\"}",
+        ),
+        (
+            "</parameter> x\n</function></tool_call> y",
+            " x y",
+            "{\"a\": \"\"}",
+        ),
+        ("1\n2", "", "{\"a\": \"1\\n2"),
+        ("<b></parameter", "", "{\"a\": \"<b></parameter"),
+    ] {
+        check(
+            Qwen3Coder,
+            &format!("{begun}{rest}"),
+            content,
+            &[("f", arguments)],
+        );
+    }
+}
+
+#[test]
+fn coder_texts_come_as_they_are_written() {
+    let mut parser = ToolCallParser::new(Qwen3Coder);
+    let arguments = |text: &str| [ToolEvent::Arguments(text.to_owned())];
+    let begun = parser.push("<tool_call>\n<function=f>\n<parameter=a>\n");
+    assert_eq!(begun.last(), arguments("\"").last());
+    assert_eq!(parser.push("one\n"), arguments("one"));
+    assert_eq!(parser.push("two </p"), arguments("\\ntwo "));
+    assert_eq!(parser.push("arameter>"), arguments("\""));
+    assert_eq!(parser.push("\n</function>"), arguments("}"));
+}
+
+#[test]
 fn a_template_says_the_format() {
     for (source, format) in [
         ("within <tool_call></tool_call> XML tags", Some(Hermes)),
+        (
+            "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>",
+            Some(Qwen3Coder),
+        ),
         ("{{- '<|python_tag|>' }}", Some(Llama3Json)),
         ("{{ message.content }}", None),
     ] {
@@ -246,10 +341,12 @@ proptest! {
                 Just("\"arguments\": {\"a\": \"</tool_call>\"}"), Just("\"parameters\": [1]"),
                 Just("}"), Just("{"), Just("\""), Just("\\"), Just(":"), Just(","), Just("]"),
                 Just(" "), Just("\n"), Just("한"), Just(";"), Just("<|python_tag|>"), Just("1"),
+                Just("<function=f>"), Just("<function="), Just("<parameter=a>"), Just("<parameter="),
+                Just("</parameter>"), Just("</function>"), Just("<"), Just(">"),
             ],
-            0..16,
+            0..20,
         ),
-        format in prop_oneof![Just(Hermes), Just(Llama3Json)],
+        format in prop_oneof![Just(Hermes), Just(Llama3Json), Just(Qwen3Coder)],
     ) {
         let whole: String = parts.concat();
         let expected = parse(format, std::slice::from_ref(&whole));

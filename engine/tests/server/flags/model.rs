@@ -154,6 +154,7 @@ fn tool_call_parser_chooses_the_format_and_the_template_by_default() {
         ("qwen", ToolCallFormat::Hermes),
         ("hermes", ToolCallFormat::Hermes),
         ("llama3_json", ToolCallFormat::Llama3Json),
+        ("qwen3_coder", ToolCallFormat::Qwen3Coder),
     ] {
         assert_eq!(
             format(&format!("--tool-call-parser {name}")),
