@@ -146,6 +146,29 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// The JSON object that Anthropic's clients receive.
+    pub fn anthropic_body(&self) -> Value {
+        let kind = match self.status().as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            504 => "timeout_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        };
+        json!({"type": "error", "error": {
+            "type": kind,
+            "message": self.message,
+            "param": self.param,
+            "code": self.code.word(),
+        }})
+    }
+}
+
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let code = match failure {
@@ -197,8 +220,9 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, scheme);
         }
-        // Counted when the response is sent.
+        // Counted when the response is sent; some clients get another body.
         response.extensions_mut().insert(self.code);
+        response.extensions_mut().insert(self);
         response
     }
 }

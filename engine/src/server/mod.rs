@@ -17,6 +17,9 @@
 //! [`endpoints::loads`], [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
 //! ([`request::foreign_fields`]).
 //!
+//! [`endpoints::anthropic`] is another API over the same chats: its requests are converted ([`request::converted`]), and a chat's output is written as blocks
+//! ([`response::blocks`]).
+//!
 //! Deliberately absent: TLS (terminate it in a proxy), `/v1/responses` and `/v1/embeddings`
 //! (refused with 501), images and audio, batches by file.
 
@@ -37,7 +40,10 @@ use axum::http::{Method, Uri};
 use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
-use self::endpoints::{admin, chat, completions, flush, generate, loads, native, status, tokenize};
+use self::endpoints::{
+    admin, anthropic, chat, completions, flush, generate, loads, native, status,
+    tokenize,
+};
 use self::error::ApiError;
 use self::state::AppState;
 use self::transport::connections::{LimitedListener, Peer};
@@ -53,6 +59,8 @@ pub fn router(state: Arc<AppState>) -> Router {
         router = router
             .route(&at("/completions"), post(completions::complete))
             .route(&at("/chat/completions"), post(chat::chat))
+            .route(&at("/messages"), post(anthropic::create))
+            .route(&at("/messages/count_tokens"), post(anthropic::count_tokens))
             .route(&at("/models"), get(status::models))
             .route(&at("/models/{*name}"), get(status::model))
             .route(&at("/tokenize"), post(tokenize::tokenize))
@@ -104,6 +112,9 @@ pub fn router(state: Arc<AppState>) -> Router {
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
             transport::cors::apply,
+        ))
+        .layer(axum::middleware::from_fn(
+            transport::anthropic_errors::apply,
         ))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),

@@ -60,6 +60,21 @@ impl Answer {
             .collect()
     }
 
+    /// Events that are named by their type, without that of keeping the connection alive.
+    pub fn typed_events(&self) -> Vec<Value> {
+        let events = self.text().split("\n\n").filter(|event| !event.is_empty());
+        events
+            .map(|event| {
+                let (name, data) = event.split_once('\n').expect("a name and data");
+                let name = name.strip_prefix("event: ").expect("a name");
+                let data = data.strip_prefix("data: ").expect("data");
+                let data: Value = serde_json::from_str(data).expect("an event is JSON");
+                assert_eq!(data["type"], name);
+                data
+            })
+            .collect()
+    }
+
     /// Every event as JSON; checks that the last one is `[DONE]`.
     pub fn chunks(&self) -> Vec<Value> {
         let mut events = self.events();

@@ -2,6 +2,8 @@
 //! scheduler, and a tokenizer of 256 bytes, so that nothing is downloaded and characters of
 //! several bytes are several tokens.
 
+mod anthropic;
+mod anthropic_refusals;
 mod cache;
 mod catalogue;
 mod chat;

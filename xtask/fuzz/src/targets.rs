@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use engine::model::config_json;
 use engine::served_model::{Limits, Seeds};
+use engine::server::request::anthropic_request;
 use engine::server::request::fields::Fields;
 use engine::server::request::generate_request::GenerateRequest;
 use engine::server::request::messages::Conversation;
@@ -89,6 +90,10 @@ pub fn request(_: &Path, bytes: &[u8]) {
     let Ok(mut fields) = Fields::parse(bytes) else {
         return;
     };
+    if let Ok(mut chat) = anthropic_request::convert(&mut fields.clone(), false) {
+        let read = Conversation::take(&mut chat.fields).map(|_| ());
+        let _ = read.map_err(|error| chat.in_their_names(error));
+    }
     let mut chat = fields.clone();
     let _ = GenerateRequest::take(&mut fields.clone(), &limits, &seeds);
     let _ = take_prompts(&mut fields, &limits);

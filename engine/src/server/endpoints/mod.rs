@@ -1,6 +1,7 @@
 //! What each path does.
 
 pub(super) mod admin;
+pub(super) mod anthropic;
 pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod exposition;

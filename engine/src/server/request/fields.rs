@@ -63,6 +63,16 @@ impl Fields {
         }
     }
 
+    /// These fields instead, of the same request.
+    pub(crate) fn converted(&self, map: Map<String, Value>) -> Self {
+        Self {
+            digest: self.digest.is_some().then(|| BodyDigest::of(&map)),
+            map,
+            prefix: String::new(),
+            received: self.received,
+        }
+    }
+
     /// The field's full path, for errors.
     pub fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
@@ -186,6 +196,35 @@ impl Fields {
         }
     }
 
+    /// Refuses whatever has not been taken.
+    pub(crate) fn refuse_rest(&self) -> Result<(), ApiError> {
+        match self.map.iter().find(|(_, value)| !value.is_null()) {
+            None => Ok(()),
+            Some((name, value)) => {
+                let path = self.path(name);
+                let message = format!(
+                    "{path} is {}; this endpoint does not know {name:?}",
+                    show(value)
+                );
+                Err(ApiError::unsupported(path, message))
+            }
+        }
+    }
+
+    /// Takes a field that must be there.
+    pub(crate) fn required<T>(
+        &self,
+        name: &str,
+        value: Option<T>,
+        what: &str,
+    ) -> Result<T, ApiError> {
+        value.ok_or_else(|| {
+            let path = self.path(name);
+            let message = format!("{path} is missing; it is {what}");
+            ApiError::invalid(path, message)
+        })
+    }
+
     pub fn wrong_type(&self, name: &str, value: &Value, wanted: &str) -> ApiError {
         let path = self.path(name);
         let message = format!(
@@ -209,6 +248,21 @@ impl Fields {
             show(value)
         );
         ApiError::invalid(path, message)
+    }
+}
+
+/// An element of an array in the body, as an object.
+pub(crate) fn element(path: &str, value: Value) -> Result<Fields, ApiError> {
+    match value {
+        Value::Object(map) => Ok(Fields::nested(map, &format!("{path}."))),
+        other => {
+            let message = format!(
+                "{path} is {} ({}), but must be an object",
+                show(&other),
+                kind_of(&other)
+            );
+            Err(ApiError::invalid(path, message))
+        }
     }
 }
 

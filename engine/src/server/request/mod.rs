@@ -2,7 +2,10 @@
 //!
 //! Whatever is not understood is refused by its name.
 
+pub(super) mod anthropic_messages;
+pub mod anthropic_request;
 pub(super) mod cache_salt;
+pub mod converted;
 pub mod exclusion_fields;
 pub mod fields;
 pub(super) mod foreign_fields;

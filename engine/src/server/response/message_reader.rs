@@ -21,17 +21,17 @@ pub struct MessageReader {
 /// The parsed parts of a piece of text.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MessagePart {
-    thought: String,
-    content: String,
-    calls: Vec<CallPart>,
+    pub(super) thought: String,
+    pub(super) content: String,
+    pub(super) calls: Vec<CallPart>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct CallPart {
+pub(super) struct CallPart {
     index: usize,
     /// The name, at the beginning of a call.
-    name: Option<String>,
-    arguments: String,
+    pub(super) name: Option<String>,
+    pub(super) arguments: String,
 }
 
 impl MessageReader {

@@ -1,5 +1,6 @@
 //! What holds for every request before its path is looked at: connections, keys, origins, names.
 
+pub(super) mod anthropic_errors;
 pub(super) mod auth;
 pub(super) mod blocking;
 pub(super) mod connections;
