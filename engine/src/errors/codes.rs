@@ -71,8 +71,12 @@ codes! {
     "There is nothing at this path.";
     "Check the base URL: it ends in `/v1` for OpenAI's clients.";
 
-    NotImplemented = "not_implemented", Request, Some(501), "invalid_request_error", None;
-    "The endpoint is part of OpenAI's API, and this server does not have it.";
+    ResponseNotFound = "response_not_found", Request, Some(404), "not_found_error", None;
+    "`previous_response_id` or `/v1/responses/{id}` names a response that is not kept: it was sent with `store: false`, was deleted, or has left the bounded memory, as at a restart.";
+    "Send the whole conversation as `input`.";
+
+    NotImplemented = "not_implemented", Request, Some(400), "invalid_request_error", None;
+    "The endpoint is part of OpenAI's API, and no model here can do what it asks for.";
     "Use the endpoint that the message names, or another server.";
 
     WrongModelState = "wrong_model_state", Request, Some(409), "conflict_error", None;

@@ -209,11 +209,6 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.code == Code::NotImplemented {
-            // OpenAI's clients retry every status from 500 on unless told not to.
-            let never = HeaderValue::from_static("false");
-            response.headers_mut().insert("x-should-retry", never);
-        }
         if self.code == Code::InvalidApiKey {
             let scheme = HeaderValue::from_static("Bearer");
             response

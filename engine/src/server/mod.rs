@@ -17,11 +17,12 @@
 //! [`endpoints::loads`], [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
 //! ([`request::foreign_fields`]).
 //!
-//! [`endpoints::anthropic`] is another API over the same chats: its requests are converted ([`request::converted`]), and a chat's output is written as blocks
+//! [`endpoints::anthropic`] and [`endpoints::responses`] are other APIs over the same chats: their
+//! requests are converted ([`request::converted`]), and a chat's output is written as blocks
 //! ([`response::blocks`]).
 //!
-//! Deliberately absent: TLS (terminate it in a proxy), `/v1/responses` and `/v1/embeddings`
-//! (refused with 501), images and audio, batches by file.
+//! Deliberately absent: TLS (terminate it in a proxy), `/v1/embeddings` (refused), images and audio,
+//! batches by file.
 
 pub mod endpoints;
 pub mod error;
@@ -30,6 +31,7 @@ pub mod request;
 pub mod response;
 pub mod running;
 pub mod state;
+pub mod stored_responses;
 pub mod transport;
 
 use std::sync::Arc;
@@ -41,7 +43,7 @@ use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
 use self::endpoints::{
-    admin, anthropic, chat, completions, flush, generate, loads, native, status,
+    admin, anthropic, chat, completions, flush, generate, loads, native, responses, status,
     tokenize,
 };
 use self::error::ApiError;
@@ -61,6 +63,21 @@ pub fn router(state: Arc<AppState>) -> Router {
             .route(&at("/chat/completions"), post(chat::chat))
             .route(&at("/messages"), post(anthropic::create))
             .route(&at("/messages/count_tokens"), post(anthropic::count_tokens))
+            .route(&at("/responses"), post(responses::create))
+            .route(
+                &at("/responses/input_tokens"),
+                post(responses::input_tokens),
+            )
+            .route(
+                &at("/responses/{id}"),
+                get(responses::retrieve).delete(responses::delete),
+            )
+            .route(&at("/responses/{id}/cancel"), post(responses::cancel))
+            .route(
+                &at("/responses/{id}/input_items"),
+                get(responses::input_items),
+            )
+            .route(&at("/embeddings"), any(embeddings))
             .route(&at("/models"), get(status::models))
             .route(&at("/models/{*name}"), get(status::model))
             .route(&at("/tokenize"), post(tokenize::tokenize))
@@ -94,9 +111,6 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/admin/models/unload", post(admin::unload))
         .route("/admin/models/sleep", post(admin::sleep))
         .route("/admin/models/wake", post(admin::wake))
-        .route("/v1/responses", any(responses))
-        .route("/v1/responses/{*rest}", any(responses))
-        .route("/v1/embeddings", any(embeddings))
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(method.as_str(), uri.path())
@@ -128,10 +142,6 @@ pub fn router(state: Arc<AppState>) -> Router {
         .layer(axum::middleware::from_fn(
             transport::paths::without_last_slash,
         ))
-}
-
-async fn responses() -> ApiError {
-    ApiError::not_implemented("/v1/responses", "use /v1/chat/completions")
 }
 
 async fn embeddings() -> ApiError {

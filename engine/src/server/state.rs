@@ -11,6 +11,7 @@ use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::models::{ModelEntry, Models, Open};
 use crate::server::running::Running;
+use crate::server::stored_responses::ResponseStore;
 
 /// Shared by all connections.
 pub struct AppState {
@@ -20,6 +21,8 @@ pub struct AppState {
     pub models: Models,
     /// Running requests, for `/abort_request`.
     pub running: Arc<Running>,
+    /// Responses for `previous_response_id`.
+    pub stored_responses: ResponseStore,
     /// Held while a model is loaded, unloaded, put to sleep or woken: one change at a time.
     pub changing: tokio::sync::Mutex<()>,
     /// How to load models that are added while the server runs.
@@ -37,6 +40,7 @@ impl AppState {
             http,
             models: Models::default(),
             running: Arc::default(),
+            stored_responses: ResponseStore::default(),
             changing: tokio::sync::Mutex::default(),
             open: OnceLock::new(),
             started: AtomicBool::new(false),

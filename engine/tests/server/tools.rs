@@ -373,22 +373,6 @@ async fn a_format_applies_after_reasoning() {
     );
 }
 
-#[tokio::test]
-async fn endpoints_that_are_not_there_say_so() {
-    let server = TestServer::start(TestConfig::default()).await;
-    for path in [
-        "/v1/responses",
-        "/v1/embeddings",
-        "/v1/responses/resp_1/cancel",
-    ] {
-        let answer = server
-            .post(path, json!({"model": "mock", "input": "x"}))
-            .await;
-        assert_eq!(answer.status, 501);
-        assert_eq!(answer.json()["error"]["code"], "not_implemented");
-    }
-}
-
 /// Calls and structured outputs are cached like other responses, each only for a request that asks
 /// for the same.
 #[tokio::test]

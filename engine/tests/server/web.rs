@@ -231,12 +231,12 @@ async fn without_an_admin_key_the_api_key_flushes() {
 #[tokio::test]
 async fn what_is_not_there_is_not_tried_again() {
     let server = TestServer::start(TestConfig::default()).await;
-    let answer = server.post("/v1/responses", json!({})).await;
-    assert_eq!(
-        (answer.status, answer.header("x-should-retry")),
-        (501, Some("false"))
-    );
-    assert_eq!(server.get("/nothing").await.header("x-should-retry"), None);
+    // OpenAI's clients retry 408, 409, 429 and every status from 500 on.
+    for path in ["/v1/embeddings", "/embeddings"] {
+        let answer = server.post(path, json!({"input": "x"})).await;
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.json()["error"]["code"], "not_implemented");
+    }
 }
 
 #[tokio::test]

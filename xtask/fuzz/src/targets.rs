@@ -11,8 +11,10 @@ use engine::server::request::fields::Fields;
 use engine::server::request::generate_request::GenerateRequest;
 use engine::server::request::messages::Conversation;
 use engine::server::request::prompt::take_prompts;
+use engine::server::request::responses_request::ResponsesRequest;
 use engine::server::request::sampling_fields::Generation;
 use engine::server::request::tool_fields::ToolUse;
+use engine::server::stored_responses::ResponseStore;
 use engine::structured::tool_calls;
 use engine::structured::{Constraint, Grammars, Preamble};
 use engine::text::gguf_metadata::GgufMetadata;
@@ -90,8 +92,15 @@ pub fn request(_: &Path, bytes: &[u8]) {
     let Ok(mut fields) = Fields::parse(bytes) else {
         return;
     };
-    if let Ok(mut chat) = anthropic_request::convert(&mut fields.clone(), false) {
+    let message = anthropic_request::convert(&mut fields.clone(), false);
+    let response = ResponsesRequest::take(&mut fields.clone(), &ResponseStore::default());
+    for mut chat in message
+        .into_iter()
+        .chain(response.map(|request| request.chat))
+    {
         let read = Conversation::take(&mut chat.fields).map(|_| ());
+        let read = read
+            .and_then(|()| Generation::take(&mut chat.fields, &limits, &seeds, None).map(|_| ()));
         let _ = read.map_err(|error| chat.in_their_names(error));
     }
     let mut chat = fields.clone();

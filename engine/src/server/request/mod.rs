@@ -14,6 +14,8 @@ pub(super) mod grammar_compiling;
 pub(super) mod message_content;
 pub mod messages;
 pub mod prompt;
+pub(super) mod responses_items;
+pub mod responses_request;
 pub mod sampling_fields;
 pub(super) mod structured_fields;
 pub mod tool_fields;

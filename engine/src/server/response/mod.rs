@@ -10,5 +10,6 @@ pub(super) mod generate_format;
 pub(super) mod logprobs;
 pub(super) mod message_reader;
 pub(super) mod messages_format;
+pub(super) mod responses_format;
 pub(super) mod thought_tokens;
 pub(super) mod usage;

@@ -18,7 +18,7 @@ use crate::server::transport::auth::{OPEN_PATHS, is_admin};
 
 /// Seconds that a browser may cache the preflight's response.
 const MAX_AGE_S: &str = "600";
-const METHODS: &str = "GET, POST, OPTIONS";
+const METHODS: &str = "GET, POST, DELETE, OPTIONS";
 /// Response headers that a page may read besides the safelisted ones.
 const EXPOSED: &str = "x-request-id, x-result-cache, retry-after, x-should-retry";
 
