@@ -207,7 +207,7 @@ await run({
     await refused({ model: server("no-such-model") }, 404, /no-such-model/);
     await refused({ messages: [{ role: "user", content: "word ".repeat(50000) }] }, 400, /tokens/);
     const wish = embed({ model: server.embeddingModel(id), value: "x", maxRetries: 0 });
-    await assert.rejects(wish, (error) => error.statusCode === 501 && /embeddings is not impl/.test(error.message));
+    await assert.rejects(wish, (error) => error.statusCode === 400 && /embeddings is not impl/.test(error.message));
     // A stream says the same.
     let said = null;
     const stream = streamText({ ...short, temperature: -1, onError: ({ error }) => (said = error) });

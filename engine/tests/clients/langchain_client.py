@@ -214,13 +214,22 @@ def check_refusals():
     assert error.param.startswith("response_format"), error
 
 
-def check_other_endpoints_are_refused():
-    error = expect(openai.InternalServerError, lambda: chat(use_responses_api=True).invoke(QUESTION))
-    assert error.status_code == 501 and "/v1/responses is not implemented" in error.message, error
+def check_responses():
+    responses = chat(use_responses_api=True)
+    answer = responses.invoke(QUESTION)
+    assert answer.text and answer.response_metadata["id"].startswith("resp_"), answer
+    assert_sums(answer.usage_metadata)
+    streamed = None
+    for chunk in responses.stream(QUESTION):
+        streamed = chunk if streamed is None else streamed + chunk
+    assert streamed.text == answer.text, (streamed, answer)
+
+
+def check_embeddings_are_refused():
     # Texts as they are, since the tokenizer of OpenAI's models would have to be fetched.
     embeddings = OpenAIEmbeddings(**SERVER, check_embedding_ctx_length=False)
-    error = expect(openai.InternalServerError, lambda: embeddings.embed_query("x"))
-    assert error.status_code == 501 and "/v1/embeddings is not implemented" in error.message, error
+    error = expect(openai.BadRequestError, lambda: embeddings.embed_query("x"))
+    assert "/v1/embeddings is not implemented" in error.message, error
 
 
 checks.run(
@@ -239,6 +248,7 @@ checks.run(
         check_several_answers,
         check_completion,
         check_refusals,
-        check_other_endpoints_are_refused,
+        check_responses,
+        check_embeddings_are_refused,
     ]
 )

@@ -81,6 +81,6 @@ await run({
     await bad({ temperature: -1 }, 400, "temperature");
     await bad({ messages: [] }, 400, "messages");
     await bad({ model: "no-such-model" }, 404, "model");
-    await assert.rejects(client.responses.create({ model, input: "x" }), { status: 501 });
+    await assert.rejects(client.embeddings.create({ model, input: "x" }), { status: 400 });
   },
 });

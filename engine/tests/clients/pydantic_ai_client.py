@@ -193,10 +193,12 @@ def check_refusals():
     assert error.status_code == 400 and error.body["code"] == "context_length_exceeded", error
 
 
-def check_responses_are_refused():
-    responses = Agent(OpenAIResponsesModel(MODEL, provider=PROVIDER))
-    error = expect(ModelHTTPError, lambda: responses.run_sync(QUESTION))
-    assert error.status_code == 501 and "/v1/responses is not implemented" in str(error), error
+def check_responses():
+    model = OpenAIResponsesModel(MODEL, provider=PROVIDER)
+    result = Agent(model, model_settings=SETTINGS | {"max_tokens": 24}).run_sync(QUESTION)
+    assert result.output and 1 <= result.usage.output_tokens <= 24, result
+    told = Agent(model, model_settings=SETTINGS, output_type=ToolOutput(Weather, name="tell"))
+    assert isinstance(told.run_sync(QUESTION).output, Weather)
 
 
 checks.run(
@@ -210,6 +212,6 @@ checks.run(
         check_streams,
         check_thoughts,
         check_refusals,
-        check_responses_are_refused,
+        check_responses,
     ]
 )

@@ -77,12 +77,18 @@ const LITELLM: Runtime = Runtime::Python("litellm");
 const LOAD: Runtime = Runtime::Python("load_generators");
 
 /// In the order in which they run: the heaviest last.
-pub const CLIENTS: [Client; 13] = [
+pub const CLIENTS: [Client; 15] = [
     Client::checks("openai", "openai", OPENAI, |server| {
         script("openai_client.py", server)
     }),
     Client::checks("openai-forms", "openai", OPENAI, |server| {
         script("openai_forms.py", server)
+    }),
+    Client::checks("openai-responses", "openai", OPENAI, |server| {
+        script("openai_responses.py", server)
+    }),
+    Client::checks("anthropic", "anthropic", OPENAI, |server| {
+        script("anthropic_client.py", server)
     }),
     Client::checks("openai-js", "openai", Runtime::Node, |server| {
         script("openai_client.mjs", server)

@@ -5,7 +5,9 @@
 //! with random weights. Their dependencies are installed below the target folder in pinned
 //! versions; at run time they make no internet requests. [`catalogue`] lists the clients:
 //!
-//! - `openai`, `openai-forms`, `openai-js`: OpenAI's clients for Python and JavaScript.
+//! - `openai`, `openai-forms`, `openai-responses`, `openai-js`: OpenAI's clients for Python and
+//!   JavaScript.
+//! - `anthropic`: Anthropic's client for Python.
 //! - `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks on top of them. The checks
 //!   cover output formats, tool calls, usage, streams and typed errors.
 //! - `litellm`, `litellm-proxy`: LiteLLM's functions, and its proxy between the server and OpenAI's client.
