@@ -151,7 +151,7 @@ fn weights_take_their_own_bits() {
         let config = checkpoint.config();
         let in_layers: usize = MatrixId::all(config)
             .into_iter()
-            .filter(|id| id.is_in_layer())
+            .filter(|id| id.is_quantised())
             .map(|id| {
                 let (n_out, n_in) = id.shape(config);
                 n_out * n_in
