@@ -13,6 +13,7 @@ use engine::printable::printable;
 use engine::simulate::executor;
 
 use super::progress::ShownProgress;
+use super::sampling_args::SamplingArgs;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -35,17 +36,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
 
-    /// 0 is greedy
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f32,
-
-    /// Keep the k most likely tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
-    top_k: usize,
-
-    /// Keep the smallest set of tokens with this total probability
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 
     /// Count each draft as right with this probability, from 0 to 1; the text then means nothing.
     /// Needs --speculative-algorithm
@@ -89,9 +81,9 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         output_tokens: args.output_tokens,
         n_steps: config.num_continuous_decode_steps,
         sampling: BenchSampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
+            temperature: args.sampling.temperature,
+            top_k: args.sampling.top_k,
+            top_p: args.sampling.top_p,
         },
         repetitions: args.repetitions,
     };

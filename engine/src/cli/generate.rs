@@ -22,6 +22,7 @@ use engine::text::ChatInput;
 use serde_json::json;
 
 use super::progress::ShownProgress;
+use super::sampling_args::SamplingArgs;
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -39,17 +40,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     max_tokens: usize,
 
-    /// 0 is greedy
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f32,
-
-    /// Keep the k most likely tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
-    top_k: usize,
-
-    /// Keep the smallest set of tokens with this total probability
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 
     /// Drop tokens below this share of the highest probability
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
@@ -85,8 +77,12 @@ impl GenerateArgs {
                 limit,
             })
         };
-        range("--temperature", self.temperature, ranges::TEMPERATURE)?;
-        range("--top-p", self.top_p, ranges::TOP_P)?;
+        range(
+            "--temperature",
+            self.sampling.temperature,
+            ranges::TEMPERATURE,
+        )?;
+        range("--top-p", self.sampling.top_p, ranges::TOP_P)?;
         range("--min-p", self.min_p, ranges::MIN_P)?;
         let penalty = self.repetition_penalty;
         range("--repetition-penalty", penalty, ranges::REPETITION_PENALTY)?;
@@ -135,9 +131,9 @@ impl GenerateArgs {
     fn generation(&self) -> Generation {
         Generation {
             params: SamplingParams {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
+                temperature: self.sampling.temperature,
+                top_k: self.sampling.top_k,
+                top_p: self.sampling.top_p,
                 min_p: self.min_p,
                 repetition_penalty: self.repetition_penalty,
                 seed: self.seed,

@@ -7,6 +7,7 @@ mod generate;
 mod groups;
 mod line;
 mod progress;
+mod sampling_args;
 mod selftest;
 mod serve;
 mod simulate;

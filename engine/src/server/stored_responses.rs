@@ -2,8 +2,9 @@
 //!
 //! The least recently used one leaves first. A response refers to the one before it instead of
 //! containing it, so using one uses all before it, and the first of a conversation stays as long as
-//! its last. A response whose conversation does not fit is not kept. They are kept as JSON text, so that their bytes are what they take. Nothing is kept beyond
-//! the process.
+//! its last. A response whose conversation does not fit is not kept. They are kept as JSON text, so that
+//! their bytes are what they take. Nothing is kept beyond the process. Any client with a key that
+//! knows a response's random id can read it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -17,6 +17,7 @@ use engine::server::{self, ServeError};
 use engine::speculation::SpeculationConfig;
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -191,6 +192,16 @@ impl TestServer {
     pub async fn runs(&self) {
         let is_running = async || self.metric("vllm:num_requests_running").await > 0.0;
         until("a request runs", LIMIT, is_running).await;
+    }
+
+    /// A client that leaves a stream after its first byte takes its request with it.
+    pub async fn assert_cancels_abandoned(&self, path: &str, body: &Value) {
+        let sent = body.to_string();
+        let mut stream = client::open(self.address, "POST", path, &[], sent.as_bytes()).await;
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).await.expect("an answer");
+        drop(stream);
+        self.assert_empties().await;
     }
 
     /// As [`assert_empties`].

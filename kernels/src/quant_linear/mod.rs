@@ -363,3 +363,5 @@ pub(crate) unsafe fn run_tiles(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_packing;

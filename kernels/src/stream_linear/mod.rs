@@ -18,6 +18,8 @@ mod random;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_layout;
 mod variant;
 mod wgmma;
 
