@@ -146,12 +146,8 @@ impl SealedCampaign {
     /// # Errors
     ///
     /// [`RecordError::Io`] if the folder has no readable `rows.tar`, [`RecordError::Malformed`] if
-    /// that is no archive of a campaign, a line of its starts is no start, or the folder has the form
-    /// before `rows.tar`.
+    /// that is no archive of a campaign, or a line of its starts is no start.
     pub fn open(dir: &Path) -> Result<Self, RecordError> {
-        if has_loose_rows(dir) {
-            return Err(RecordError::malformed(dir, LOOSE_ROWS));
-        }
         let starts = unpacked_text(dir, Member::Starts)?
             .lines()
             .map(serde_json::from_str)
@@ -259,14 +255,6 @@ fn times_in(dir: &Path) -> Result<TokenTimes, RecordError> {
         .ok_or_else(|| malformed(dir, Member::Times, "not a whole number of times"))
 }
 
-const LOOSE_ROWS: &str = "its rows are separate files, the form before rows.tar; \
-    `cargo xtask seal --again` converts it";
-
-/// Whether the folder has the form before `rows.tar`, whose members were files.
-pub(crate) fn has_loose_rows(dir: &Path) -> bool {
-    !dir.join(ROWS).is_file() && dir.join(Member::Requests.name()).is_file()
-}
-
 /// `digests.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -274,8 +262,7 @@ pub struct CampaignDigests {
     pub schema_version: u32,
     /// For each other file of the folder, by name.
     pub sha256: Digests,
-    /// For each member of `rows.tar`, by name; empty in the form before it, whose rows are files.
-    #[serde(default)]
+    /// For each member of `rows.tar`, by name.
     pub members: Digests,
 }
 

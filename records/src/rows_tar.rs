@@ -6,9 +6,11 @@
 //! of tar, a member that is missing, comes twice or is too large.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
+use lzma_rust2::{XzOptions, XzReader, XzWriter};
 use tar::{Archive, Builder, Entries, Entry, EntryType, Header};
 
 use crate::RecordError;
@@ -19,6 +21,10 @@ pub const ROWS: &str = "rows.tar";
 const MAX_MEMBER_MIB: u64 = 256;
 /// What a member unpacks to; without a limit, a few bytes would fill the memory.
 const MAX_UNPACKED_MIB: u64 = 2048;
+/// A dictionary is at most as large as the member, in powers of two between these.
+const DICTIONARY_BYTES: RangeInclusive<usize> = 4096..=64 << 20;
+/// For the largest dictionary and the decoder's tables.
+const MAX_DECODER_KIB: u32 = 80 << 10;
 const MODE: u32 = 0o644;
 /// 1 January 2000: a few programs do not take a time of 0.
 const MTIME_S: u64 = 946_684_800;
@@ -41,10 +47,10 @@ impl Member {
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::Starts => "starts.jsonl.zst",
-            Self::Requests => "requests.jsonl.zst",
-            Self::Times => "times.zst",
-            Self::Files => "files.jsonl.zst",
+            Self::Starts => "starts.jsonl.xz",
+            Self::Requests => "requests.jsonl.xz",
+            Self::Times => "times.xz",
+            Self::Files => "files.jsonl.xz",
         }
     }
 }
@@ -100,7 +106,7 @@ pub fn read(path: &Path) -> Result<[Vec<u8>; 4], RecordError> {
 ///
 /// [`RecordError::Io`] if the file cannot be opened; [`RecordError::Malformed`] if it is not an
 /// archive that [`archive`] makes, up to this member, or the member is larger than 256 MiB, not
-/// compressed by zstd, or unpacks to more than 2 GiB.
+/// compressed by xz, or unpacks to more than 2 GiB.
 pub fn unpack(path: &Path, member: Member) -> Result<Vec<u8>, RecordError> {
     let file = File::open(path).map_err(|source| RecordError::io(path, source))?;
     read_one(file, member)
@@ -111,10 +117,27 @@ pub fn unpack(path: &Path, member: Member) -> Result<Vec<u8>, RecordError> {
         .map_err(|problem| RecordError::malformed(path, problem))
 }
 
+/// A member's content, compressed by xz. The same content makes the same bytes.
+///
+/// # Errors
+///
+/// Those of the crate `lzma-rust2`, which compression in memory has not.
+pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut options = XzOptions::with_preset(9);
+    let wanted = bytes.len().next_power_of_two();
+    let (least, most) = DICTIONARY_BYTES.into_inner();
+    options.lzma_options.dict_size = wanted.clamp(least, most) as u32;
+    // Text and planes of bytes are not aligned to words.
+    options.lzma_options.pb = 0;
+    options.lzma_options.nice_len = 273;
+    let mut writer = XzWriter::new(Vec::new(), options)?;
+    writer.write_all(bytes)?;
+    writer.finish()
+}
+
 fn decompress(packed: &[u8], max_bytes: u64) -> Result<Vec<u8>, String> {
-    let decoder = zstd::Decoder::new(packed).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
-    decoder
+    XzReader::new_mem_limit(packed, false, MAX_DECODER_KIB)
         .take(max_bytes + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
@@ -284,7 +307,7 @@ mod tests {
 
     #[test]
     fn names_that_are_no_members_are_refused_by_name() {
-        for name in ["../x", "/etc/passwd", "./starts.jsonl.zst", "other", ""] {
+        for name in ["../x", "/etc/passwd", "./starts.jsonl.xz", "other", ""] {
             let bytes = of(&regular(&[name]));
             let problem = format!("`{name}` is no member of a campaign");
             let of_one = read_one(Cursor::new(&bytes), Member::Starts);
@@ -301,16 +324,16 @@ mod tests {
     fn members_that_are_missing_double_or_out_of_order_are_refused_by_name() {
         let [starts, requests, times, files] = Member::ALL.map(Member::name);
         for (names, wanted) in [
-            (vec![], "it ends before starts.jsonl.zst"),
-            (vec![starts, requests], "it ends before times.zst"),
+            (vec![], "it ends before starts.jsonl.xz"),
+            (vec![starts, requests], "it ends before times.xz"),
             (
                 vec![requests, times, files],
-                "requests.jsonl.zst is in the place of starts.jsonl.zst",
+                "requests.jsonl.xz is in the place of starts.jsonl.xz",
             ),
-            (vec![starts, starts], "starts.jsonl.zst comes twice"),
+            (vec![starts, starts], "starts.jsonl.xz comes twice"),
             (
                 vec![starts, requests, times, files, times],
-                "times.zst comes twice",
+                "times.xz comes twice",
             ),
         ] {
             assert_eq!(refusal(of(&regular(&names))), wanted);
@@ -342,7 +365,7 @@ mod tests {
         }
         // In the last member, which is the fourth header's.
         let cut = whole.len() - 2 * 512 - 1024 + 699;
-        assert_eq!(refusal(whole[..cut].to_vec()), "files.jsonl.zst is cut off");
+        assert_eq!(refusal(whole[..cut].to_vec()), "files.jsonl.xz is cut off");
         let starts = read_one(Cursor::new(&whole[..cut]), Member::Starts);
         assert_eq!(starts.as_ref(), Ok(&members()[0]), "it is before the cut");
         let longer = [whole.as_slice(), &[0; 512]].concat();
@@ -359,10 +382,10 @@ mod tests {
             large.set_size(n_bytes);
             large.set_cksum();
             let problem = refusal(large.as_bytes().to_vec());
-            let wanted = format!("starts.jsonl.zst has {n_bytes} bytes; at most 256 MiB are read");
+            let wanted = format!("starts.jsonl.xz has {n_bytes} bytes; at most 256 MiB are read");
             assert!(problem == wanted || problem == "size overflow", "{problem}");
         }
-        let packed = zstd::encode_all([7; 100].as_slice(), 1).expect("packed");
+        let packed = compress(&[7; 100]).expect("packed");
         assert_eq!(decompress(&packed, 100), Ok(vec![7; 100]));
         let problem = decompress(&packed, 99).expect_err("refused");
         assert_eq!(problem, "it unpacks to more than 99 bytes");

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::campaign::{
     ArmOfCampaign, CAMPAIGN, CampaignDigests, CampaignManifest, CaseFigures, DIGESTS, Part,
-    SealedCampaign, StartLine, check_files, has_loose_rows, read_digests,
+    SealedCampaign, StartLine,
 };
 use crate::digests::{digest_of_bytes, digests_of};
 use crate::manifest::{Derived, Hashes, Manifest};
@@ -26,9 +26,6 @@ use crate::source::Source;
 use crate::store::StoredRun;
 use crate::token_times::TokenTimes;
 use crate::{CHANGES, RecordError, SCHEMA_VERSION, SUMMARY};
-
-/// Run folders compress a hundredfold; this takes seconds for each campaign and is done once.
-const COMPRESSION_LEVEL: i32 = 19;
 
 /// How far the sources of a run can be recovered; `true`: it has a `changes.diff`.
 pub type SourceOf<'a> = &'a dyn Fn(&Manifest, bool) -> Source;
@@ -226,7 +223,7 @@ fn write_files(
             Member::Times => &times,
             Member::Files => parts[Part::Files as usize].as_bytes(),
         };
-        *packed = pack(bytes).map_err(|source| RecordError::io(dir.join(ROWS), source))?;
+        *packed = rows_tar::compress(bytes).map_err(|source| RecordError::io(dir.join(ROWS), source))?;
     }
     write_rows(dir, &members)
 }
@@ -246,66 +243,6 @@ fn write_rows(dir: &Path, members: &[Vec<u8>; 4]) -> Result<(), RecordError> {
             .collect(),
     };
     write_json(&dir.join(DIGESTS), &digests)
-}
-
-/// Converts a sealed campaign of the form before `rows.tar`, whose members were files of the folder.
-/// Returns `false` if there is nothing to convert.
-///
-/// The old folder must be what was sealed. Its compressed files become members as they are, so the
-/// digests that vouched for the files vouch for the members. The new folder is written beside the old
-/// one and read back before it takes its place. If the process is killed in between, the old folder
-/// is beside it under a name that begins with a dot.
-///
-/// # Errors
-///
-/// [`RecordError::Unsealable`] if the old folder is broken or the new one holds anything else,
-/// [`RecordError::Io`] if a file cannot be read or written.
-pub fn convert(dir: &Path) -> Result<bool, RecordError> {
-    if !has_loose_rows(dir) {
-        return Ok(false);
-    }
-    let unsealable = |message: String| RecordError::Unsealable {
-        campaign: dir.display().to_string(),
-        message,
-    };
-    let old = read_digests(dir).map_err(unsealable)?.sha256;
-    let names = Member::ALL.map(Member::name);
-    check_files(dir, &old, &[[CAMPAIGN].as_slice(), &names].concat()).map_err(unsealable)?;
-    let mut members = names.map(|_| Vec::new());
-    for (name, bytes) in names.into_iter().zip(&mut members) {
-        let path = dir.join(name);
-        *bytes = fs::read(&path).map_err(|source| RecordError::io(&path, source))?;
-    }
-
-    let folder = dir.file_name().unwrap_or_default().to_string_lossy();
-    let [beside, replaced] =
-        ["partial", "replaced"].map(|word| dir.with_file_name(format!(".{folder}.{word}")));
-    if beside.exists() {
-        fs::remove_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
-    }
-    fs::create_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
-    let [from, to] = [dir, &beside].map(|dir| dir.join(CAMPAIGN));
-    fs::copy(&from, &to).map_err(|source| RecordError::io(&from, source))?;
-    write_rows(&beside, &members)?;
-
-    SealedCampaign::open(&beside)?.check().map_err(unsealable)?;
-    let new = read_digests(&beside).map_err(unsealable)?;
-    let of_new = new.sha256.get_key_value(CAMPAIGN).into_iter();
-    if !of_new.chain(&new.members).eq(&old) {
-        return Err(unsealable("the digests of its files differ".to_owned()));
-    }
-    fs::rename(dir, &replaced).map_err(|source| RecordError::io(dir, source))?;
-    fs::rename(&beside, dir).map_err(|source| RecordError::io(&beside, source))?;
-    fs::remove_dir_all(&replaced).map_err(|source| RecordError::io(&replaced, source))?;
-    Ok(true)
-}
-
-fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
-    encoder.include_checksum(true)?;
-    encoder.set_pledged_src_size(Some(bytes.len() as u64))?;
-    encoder.write_all(bytes)?;
-    encoder.finish()
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {

@@ -1,12 +1,11 @@
 //! `experiments seal`: makes campaign folders of run folders that have ended.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use records::campaign::SealedCampaign;
-use records::run_folder::{finalise_killed, run_folders};
+use records::run_folder::finalise_killed;
 use records::seal;
 use records::source::Source;
 
@@ -25,9 +24,6 @@ pub struct SealArgs {
     /// Folder that takes the campaign folders [default: data/campaigns]
     #[arg(long, value_name = "PATH")]
     pub campaigns_dir: Option<PathBuf>,
-    /// Convert sealed campaigns of the form before `rows.tar`, after they were checked [default: all]
-    #[arg(long)]
-    pub again: bool,
 }
 
 /// Returns where each campaign went, a line each.
@@ -39,9 +35,6 @@ pub fn seal(args: &SealArgs, repository: &Repository) -> Result<String> {
         .campaigns_dir
         .clone()
         .unwrap_or(repository.campaigns_dir());
-    if args.again {
-        return seal_again(&campaigns_dir, &args.campaigns, repository);
-    }
     finalise_killed(&runs_dir)?;
     let waiting = seal::unsealed_campaigns(&runs_dir)?;
     let mut chosen: Vec<&String> = Vec::new();
@@ -67,41 +60,4 @@ pub fn seal(args: &SealArgs, repository: &Repository) -> Result<String> {
         text = "nothing to seal\n".into();
     }
     Ok(text)
-}
-
-fn seal_again(dir: &Path, typed: &[String], repository: &Repository) -> Result<String> {
-    let mut folders = run_folders(dir)?;
-    folders.retain(|folder| SealedCampaign::is_at(folder) && !is_hidden(folder));
-    for part in typed {
-        if !folders.iter().any(|folder| name_of(folder).contains(part)) {
-            bail!("no campaign `{part}` in {}", dir.display());
-        }
-    }
-    if !typed.is_empty() {
-        folders.retain(|folder| typed.iter().any(|part| name_of(folder).contains(part)));
-    }
-    let mut text = String::new();
-    for folder in folders {
-        if seal::convert(&folder)? {
-            // Writing into a String cannot fail.
-            let _ = writeln!(text, "{} again", repository.relative(&folder).display());
-        }
-    }
-    if text.is_empty() {
-        text = "nothing to seal again\n".into();
-    }
-    Ok(text)
-}
-
-fn name_of(folder: &Path) -> String {
-    folder
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-}
-
-/// A campaign that is being written.
-fn is_hidden(folder: &Path) -> bool {
-    name_of(folder).starts_with('.')
 }
