@@ -44,11 +44,7 @@ pub fn run() -> Result<ExitCode> {
     })?;
     step("shared features", || feature_union::check(&root))?;
     // At a low priority, on the cores that lints and tests leave idle.
-    let compiled = thread::spawn(|| {
-        step("CUDA kernels", || {
-            kernels::compile(&kernels::ARCHITECTURES.map(String::from)).map(drop)
-        })
-    });
+    let compiled = thread::spawn(|| step("CUDA kernels", kernels::check));
     step("lints", || {
         run_cargo(
             &root,

@@ -49,6 +49,7 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
         root: &root,
         toolchain: &toolchain,
         architectures: &architectures,
+        with_profiles: true,
         with_jitter,
         folder: &folder,
     };
@@ -61,6 +62,26 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     audit::run(&root, &compiled, &architectures, Scope::All, &folder)?;
     audit::compare_chips(&root, &toolchain, &compiled, &architectures, &folder)?;
     Ok(folder)
+}
+
+/// Compiles and audits every kernel that a chip runs as itself, for nothing to embed: what
+/// `--card-profile` runs elsewhere is the same source as sm_120's.
+pub fn check() -> Result<()> {
+    let root = cargo::root()?;
+    let toolchain = nvcc::find(&root, &ARCHITECTURES)?;
+    eprintln!("kernels: {}", toolchain.describe());
+    let folder = folder(&ARCHITECTURES)?;
+    let job = Job {
+        root: &root,
+        toolchain: &toolchain,
+        architectures: &ARCHITECTURES,
+        with_profiles: false,
+        with_jitter: false,
+        folder: &folder,
+    };
+    let compiled = compiler::compile(&job, |_| true)?;
+    audit::run(&root, &compiled, &ARCHITECTURES, Scope::All, &folder)?;
+    audit::compare_chips(&root, &toolchain, &compiled, &ARCHITECTURES, &folder)
 }
 
 fn folder(architectures: &[&str]) -> Result<PathBuf> {

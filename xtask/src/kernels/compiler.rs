@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail};
@@ -92,6 +92,8 @@ pub struct Job<'a> {
     pub root: &'a Path,
     pub toolchain: &'a Toolchain,
     pub architectures: &'a [&'a str],
+    /// With what card profiles run on other chips.
+    pub with_profiles: bool,
     pub with_jitter: bool,
     /// For the fatbins and what is kept beside them.
     pub folder: &'a Path,
@@ -110,36 +112,46 @@ pub fn compile(job: &Job<'_>, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Co
         }
         let text = fs::read_to_string(source).with_context(name)?;
         let units_here = units_of(source, &text, job.architectures).with_context(name)?;
-        units.extend(units_here.into_iter().map(|unit| Unit {
+        let units_here = units_here.into_iter().map(|unit| Unit {
             with_jitter: job.with_jitter,
             ..unit
-        }));
+        });
+        units.extend(units_here.filter(|unit| job.with_profiles || !unit.is_profile));
     }
+    let mut compiled = in_parallel(&units, |unit| {
+        compile_one(&src, unit, job.toolchain, job.folder)
+            .with_context(|| unit.source.display().to_string())
+    })?;
+    compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
+    Ok(compiled)
+}
+
+/// What `of_one` makes of each item, in their order, with a thread a core.
+pub(super) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    of_one: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Result<Compiled>>> = Mutex::default();
-    let n_workers = available_parallelism()
-        .map_or(1, usize::from)
-        .min(units.len());
+    let results: Mutex<Vec<(usize, Result<R>)>> = Mutex::default();
+    let n_workers = available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..n_workers {
+        for _ in 0..n_workers.min(items.len()) {
             scope.spawn(|| {
-                while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = compile_one(&src, unit, job.toolchain, job.folder)
-                        .with_context(|| unit.source.display().to_string());
-                    results
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .push(result);
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index) else {
+                        return;
+                    };
+                    let result = of_one(item);
+                    let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                    results.push((index, result));
                 }
             });
         }
     });
-    let results = results
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
-    compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
-    Ok(compiled)
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Path of a source below `kernels/src` without its ending.

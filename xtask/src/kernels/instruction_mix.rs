@@ -15,7 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use duct::cmd;
 
-use super::compiler::Compiled;
+use super::compiler::{Compiled, in_parallel};
 use super::nvcc::Toolchain;
 
 /// Products of the tensor cores, bulk copies, barriers, local memory (spills and arrays), copies of
@@ -63,13 +63,13 @@ pub fn faults(
     if CHIPS.iter().any(|chip| !architectures.contains(chip)) {
         return Ok(Vec::new());
     }
-    let mut mixes = Vec::new();
-    for source in compiled {
+    let is_for_both = |source: &&Compiled| {
         let is_on = |chip: &str| source.kernels.iter().any(|k| k.architecture == chip);
-        if CHIPS.into_iter().all(is_on) {
-            mixes.extend(mixes_of(toolchain, source, folder)?);
-        }
-    }
+        CHIPS.into_iter().all(is_on)
+    };
+    let sources: Vec<&Compiled> = compiled.iter().filter(is_for_both).collect();
+    let mixes = in_parallel(&sources, |source| mixes_of(toolchain, source, folder))?;
+    let mixes = mixes.concat();
     fs::write(folder.join("mix.txt"), table(&mixes))?;
     Ok(judged(&mixes, explained))
 }

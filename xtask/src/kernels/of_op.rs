@@ -80,6 +80,7 @@ impl Builder {
             root: &self.root,
             toolchain: &self.toolchain,
             architectures: &self.architectures,
+            with_profiles: true,
             with_jitter: false,
             folder: &self.folder,
         };
