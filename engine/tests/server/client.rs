@@ -94,6 +94,16 @@ pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
     send(address, "POST", path, &[], body.to_string().as_bytes()).await
 }
 
+/// Like [`get`]; `None` if the server closes the connection before its response is complete.
+pub async fn try_get(address: SocketAddr, path: &str) -> Option<Answer> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.ok()?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.ok()?;
+    (!bytes.is_empty()).then(|| parse(&bytes))
+}
+
 /// A number that `/metrics` shows now.
 pub async fn metric(address: SocketAddr, series: &str) -> f64 {
     get(address, "/metrics").await.metric(series)

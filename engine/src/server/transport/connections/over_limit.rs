@@ -4,14 +4,15 @@
 //! [`MAX_LOOKED_AT`] connections are inspected at a time. If more arrive, the one that has been
 //! silent for longest is refused, since a probe sends its request at once.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::Connection;
@@ -26,7 +27,8 @@ const PROBE_SHOWS_WITHIN: Duration = Duration::from_millis(500);
 /// Connections for probes above the limit, and how long one waits for its client.
 pub(super) const PROBE_PLACES: usize = 16;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Refusals in progress; beyond them a connection is closed without a response.
+/// Refusals in progress that wait for their client; beyond them the response is sent if the socket
+/// takes it at once.
 const MAX_REFUSALS: usize = 32;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -34,9 +36,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct OverLimit {
     limit: usize,
-    looks: Arc<Semaphore>,
-    /// Wakes the connection that has been inspected for longest.
-    crowded: Arc<Notify>,
+    looked_at: Arc<LookedAt>,
     refusals: Arc<Semaphore>,
     probe_places: Arc<Semaphore>,
     timeout: Duration,
@@ -54,8 +54,7 @@ impl OverLimit {
     ) -> Self {
         Self {
             limit,
-            looks: Arc::new(Semaphore::new(MAX_LOOKED_AT)),
-            crowded: Arc::default(),
+            looked_at: Arc::default(),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             probe_places: Arc::new(Semaphore::new(PROBE_PLACES)),
             timeout: timeout.min(PROBE_TIMEOUT),
@@ -65,12 +64,10 @@ impl OverLimit {
     }
 
     pub fn receive(&self, stream: TcpStream, address: SocketAddr) {
-        if self.looks.available_permits() == 0 {
-            self.crowded.notify_one();
-        }
         let this = self.clone();
+        let crowded_out = self.looked_at.begin();
         tokio::spawn(async move {
-            if this.is_probe(&stream).await
+            if is_probe(&stream, crowded_out).await
                 && let Ok(place) = Arc::clone(&this.probe_places).try_acquire_owned()
             {
                 let connection = Connection::new(stream, place, this.timeout, this.traffic);
@@ -79,23 +76,44 @@ impl OverLimit {
                 return;
             }
             this.traffic.record_error(Code::TooManyConnections);
+            let answer = refusal(this.limit);
+            // A client that does not read loses the response.
             if let Ok(_refusing) = this.refusals.try_acquire() {
-                // A client that does not read loses the response.
-                let _ = timeout(REFUSAL_TIMEOUT, say(stream, refusal(this.limit))).await;
+                let _ = timeout(REFUSAL_TIMEOUT, say(stream, answer)).await;
+            } else {
+                let _ = say_at_once(&stream, &answer);
             }
         });
     }
+}
 
-    /// Whether the first request is a probe, as far as it arrives in time.
-    async fn is_probe(&self, stream: &TcpStream) -> bool {
-        // The semaphore is never closed.
-        let Ok(_look) = self.looks.acquire().await else {
-            return false;
-        };
-        tokio::select! {
-            looked = timeout(PROBE_SHOWS_WITHIN, shows_probe(stream)) => looked.unwrap_or(false),
-            () = self.crowded.notified() => false,
+/// The connections that are inspected, the longest first. A sender whose receiver is gone belongs to
+/// an inspection that has ended.
+#[derive(Default)]
+struct LookedAt(Mutex<VecDeque<oneshot::Sender<()>>>);
+
+impl LookedAt {
+    /// Begins an inspection. The receiver ends when newer connections need its place.
+    fn begin(&self) -> oneshot::Receiver<()> {
+        let (newest, crowded_out) = oneshot::channel();
+        // A list of senders is whole after a panic.
+        let mut looked_at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        looked_at.retain(|sender| !sender.is_closed());
+        if looked_at.len() >= MAX_LOOKED_AT {
+            looked_at.pop_front();
         }
+        looked_at.push_back(newest);
+        crowded_out
+    }
+}
+
+/// Whether the first request is a probe, as far as it arrives in time.
+async fn is_probe(stream: &TcpStream, crowded_out: oneshot::Receiver<()>) -> bool {
+    tokio::select! {
+        // What has arrived counts, also where the place is needed.
+        biased;
+        looked = timeout(PROBE_SHOWS_WITHIN, shows_probe(stream)) => looked.unwrap_or(false),
+        _ = crowded_out => false,
     }
 }
 
@@ -157,9 +175,38 @@ async fn say(mut stream: TcpStream, answer: String) -> io::Result<()> {
     Ok(())
 }
 
+/// Like [`say`], without waiting: reads what has arrived, since unread input would make the client
+/// lose the response.
+fn say_at_once(stream: &TcpStream, answer: &str) -> io::Result<usize> {
+    let mut unread = [0; 4096];
+    while stream.try_read(&mut unread).is_ok_and(|n| n > 0) {}
+    stream.try_write(answer.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_oldest_inspections_give_way() {
+        let looked_at = LookedAt::default();
+        let mut inspections: Vec<_> = (0..MAX_LOOKED_AT + 2).map(|_| looked_at.begin()).collect();
+        let mut has_ended = |index: usize| {
+            inspections[index]
+                .try_recv()
+                .is_err_and(|error| error == oneshot::error::TryRecvError::Closed)
+        };
+        assert!(has_ended(0) && has_ended(1));
+        assert!((2..MAX_LOOKED_AT + 2).all(|index| !has_ended(index)));
+        // An inspection that is over gives its place.
+        drop(inspections.pop());
+        let newest = looked_at.begin();
+        assert_eq!(
+            inspections[2].try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        );
+        drop(newest);
+    }
 
     #[test]
     fn a_probe_is_known_by_its_first_line() {
