@@ -18,6 +18,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use self::devices::Devices;
+use self::draft_model::DraftHead;
 pub use self::executor::load_executor;
 use self::executor::{choose_device, load_cuda, log_executor};
 use self::model::load_accepted;
@@ -230,7 +231,10 @@ pub fn launch(
     let device = choose_device(config);
     let executor = match device {
         Device::Cuda => load_cuda(config, model.checkpoint.as_ref())?,
-        Device::Cpu | Device::Auto => devices.load_on_cpu(config, &model)?,
+        Device::Cpu | Device::Auto => {
+            let head = DraftHead::find(config, device, progress)?;
+            devices.load_on_cpu(config, &model, head)?
+        }
     };
     model.checkpoint.check_unchanged()?;
     let target = draft_model::Target {

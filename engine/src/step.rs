@@ -180,6 +180,18 @@ impl RowOutput {
     pub fn has_failed(&self) -> bool {
         self.error.is_some()
     }
+
+    /// How many of the row's tokens belong to the text: all but wrong drafts.
+    pub fn n_valid(&self, row: &PlanRow) -> usize {
+        match (self.has_failed(), row.sample.is_some()) {
+            (true, _) => 0,
+            (false, true) => {
+                let n_wrong = (row.n_drafts + 1).saturating_sub(self.tokens.len());
+                row.tokens.len() - n_wrong.min(row.n_drafts)
+            }
+            (false, false) => row.tokens.len(),
+        }
+    }
 }
 
 impl From<Vec<SampledToken>> for RowOutput {

@@ -223,7 +223,8 @@ fn write_files(
             Member::Times => &times,
             Member::Files => parts[Part::Files as usize].as_bytes(),
         };
-        *packed = rows_tar::compress(bytes).map_err(|source| RecordError::io(dir.join(ROWS), source))?;
+        *packed =
+            rows_tar::compress(bytes).map_err(|source| RecordError::io(dir.join(ROWS), source))?;
     }
     write_rows(dir, &members)
 }

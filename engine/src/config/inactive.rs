@@ -75,6 +75,8 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
     inactive
 }
 
+const OF_A_MODEL: &str = "STANDALONE or EAGLE3";
+
 /// Flags of an algorithm that is not the one that drafts.
 fn note_unused_drafts(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
     let algorithm = typed
@@ -91,7 +93,7 @@ fn note_unused_drafts(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         (
             typed.speculative_draft_model_path.is_some(),
             "--speculative-draft-model-path",
-            Some("STANDALONE"),
+            Some(OF_A_MODEL),
         ),
         (
             typed.speculative_ngram_min_match_window_size.is_some(),
@@ -130,10 +132,11 @@ fn note_unused_drafts(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         };
         let reason = match of {
             "NGRAM" => "--speculative-algorithm is not NGRAM",
-            "STANDALONE" => "--speculative-algorithm is not STANDALONE",
+            OF_A_MODEL => "--speculative-algorithm is not STANDALONE or EAGLE3",
             _ => "--speculative-algorithm is not SUFFIX",
         };
-        note(was_typed && algorithm != of, flag, reason);
+        let is_used = of.split(" or ").any(|of| of == algorithm);
+        note(was_typed && !is_used, flag, reason);
     }
 }
 

@@ -88,7 +88,7 @@ pub struct EngineConfig {
     pub schedule_policy: SchedulePolicy,
     pub num_continuous_decode_steps: usize,
     pub speculation: Option<SpeculationConfig>,
-    /// The model that guesses, with [`Algorithm::Standalone`](crate::speculation::Algorithm).
+    /// The model or head that guesses, if [the algorithm](crate::speculation::Algorithm) has one.
     pub draft_model_path: Option<String>,
     pub max_running_requests: Option<usize>,
     pub max_queued_requests: usize,

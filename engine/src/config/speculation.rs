@@ -24,9 +24,8 @@ const FACTOR: &str = "--speculative-suffix-max-spec-factor";
 const MIN_PROB: &str = "--speculative-suffix-min-token-prob";
 
 /// Algorithms of other servers.
-const NOT_YET: [&str; 7] = [
+const NOT_YET: [&str; 6] = [
     "EAGLE",
-    "EAGLE3",
     "NEXTN",
     "MTP",
     "MEDUSA",
@@ -40,9 +39,10 @@ enum Method {
     Ngram,
     Suffix,
     Standalone,
+    Eagle3,
 }
 
-/// What was asked for, and the draft model if it needs one.
+/// What was asked for, and the draft model or head if it needs one.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ResolvedSpeculation {
     pub config: SpeculationConfig,
@@ -82,6 +82,10 @@ impl EngineArgs {
                 config: drafted(Algorithm::Standalone),
                 draft_model: Some(self.resolve_draft_model(algorithm)?),
             },
+            Method::Eagle3 => ResolvedSpeculation {
+                config: drafted(Algorithm::Eagle3),
+                draft_model: Some(self.resolve_draft_model(algorithm)?),
+            },
         };
         Ok(Some(resolved))
     }
@@ -90,7 +94,7 @@ impl EngineArgs {
         let path = self.speculative_draft_model_path.as_deref().map(str::trim);
         let path = path.filter(|path| !path.is_empty());
         let missing = || {
-            let limit = "needs --speculative-draft-model-path, the smaller model";
+            let limit = "needs --speculative-draft-model-path, the smaller model or the head";
             ConfigError::new(ALGORITHM, algorithm, limit)
         };
         path.map(str::to_owned).ok_or_else(missing)
@@ -175,17 +179,18 @@ fn method(flag: &'static str, name: &str) -> Result<Method, ConfigError> {
         "NGRAM" => return Ok(Method::Ngram),
         "SUFFIX" => return Ok(Method::Suffix),
         "STANDALONE" | "DRAFT_MODEL" => return Ok(Method::Standalone),
+        "EAGLE3" => return Ok(Method::Eagle3),
         other if NOT_YET.contains(&other) => {
-            "is not supported yet; NGRAM, SUFFIX and STANDALONE are"
+            "is not supported yet; NGRAM, SUFFIX, STANDALONE and EAGLE3 are"
         }
-        _ => "is not known; NGRAM, SUFFIX and STANDALONE are",
+        _ => "is not known; NGRAM, SUFFIX, STANDALONE and EAGLE3 are",
     };
     Err(ConfigError::new(flag, name, limit))
 }
 
 /// vLLM's form: `{"method": "ngram", "num_speculative_tokens": N, "prompt_lookup_max": …,
 /// "prompt_lookup_min": …}`, `{"method": "suffix", "suffix_decoding_…": …}` or `{"method":
-/// "draft_model", "model": …}`.
+/// "draft_model" | "eagle3", "model": …}`.
 fn of_json(text: &str) -> Result<ResolvedSpeculation, ConfigError> {
     let refused = |limit: String| ConfigError::new(JSON, text, limit);
     let Ok(Value::Object(map)) = serde_json::from_str(text) else {
@@ -193,13 +198,14 @@ fn of_json(text: &str) -> Result<ResolvedSpeculation, ConfigError> {
     };
     let json = Json { text, map };
     let Some(Value::String(name)) = json.map.get("method") else {
-        let limit = "needs \"method\": \"ngram\", \"suffix\" or \"draft_model\"";
+        let limit = "needs \"method\": \"ngram\", \"suffix\", \"draft_model\" or \"eagle3\"";
         return Err(refused(limit.to_owned()));
     };
     match method(JSON, name)? {
         Method::Ngram => json.ngram().map(Into::into),
         Method::Suffix => json.suffix().map(Into::into),
-        Method::Standalone => json.standalone(),
+        Method::Standalone => json.of_model("draft_model", Algorithm::Standalone),
+        Method::Eagle3 => json.of_model("eagle3", Algorithm::Eagle3),
     }
 }
 
@@ -279,20 +285,23 @@ impl Json<'_> {
         })
     }
 
-    fn standalone(&self) -> Result<ResolvedSpeculation, ConfigError> {
-        self.allow(
-            "draft_model",
-            &["method", "model", "num_speculative_tokens"],
-        )?;
+    /// A method whose guesses a model or a head makes.
+    fn of_model(
+        &self,
+        method: &str,
+        algorithm: Algorithm,
+    ) -> Result<ResolvedSpeculation, ConfigError> {
+        self.allow(method, &["method", "model", "num_speculative_tokens"])?;
         let Some(Value::String(path)) = self.map.get("model") else {
-            return Err(self.refused("needs model, the smaller model's name".to_owned()));
+            let limit = "needs model, the name of the smaller model or the head";
+            return Err(self.refused(limit.to_owned()));
         };
         let n_draft_tokens = self
             .count("num_speculative_tokens", 1, MAX_DRAFTS)?
             .ok_or_else(|| self.refused("needs num_speculative_tokens".to_owned()))?;
         Ok(ResolvedSpeculation {
             config: SpeculationConfig {
-                algorithm: Algorithm::Standalone,
+                algorithm,
                 n_draft_tokens,
             },
             draft_model: Some(path.clone()),
@@ -418,11 +427,11 @@ mod tests {
 
     #[test]
     fn other_algorithms_are_refused_by_name() {
-        for name in ["EAGLE3", "eagle", "NEXTN", "DFLASH"] {
+        for name in ["eagle", "NEXTN", "DFLASH"] {
             let error = args(name).resolve_speculation().unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
             assert!(
-                error.contains("not supported yet; NGRAM, SUFFIX and STANDALONE are"),
+                error.contains("not supported yet; NGRAM, SUFFIX, STANDALONE and EAGLE3 are"),
                 "{error}"
             );
         }
@@ -451,6 +460,26 @@ mod tests {
         assert!(error.to_string().contains("--speculative-draft-model-path"));
         let error = json(r#"{"method":"draft_model","num_speculative_tokens":5}"#).unwrap_err();
         assert!(error.contains("needs model"), "{error}");
+    }
+
+    #[test]
+    fn a_draft_head_is_named() {
+        let named = EngineArgs {
+            speculative_draft_model_path: Some("org/head".to_owned()),
+            speculative_num_draft_tokens: Some(3),
+            ..args("eagle3")
+        };
+        let expected = ResolvedSpeculation {
+            config: SpeculationConfig {
+                algorithm: Algorithm::Eagle3,
+                n_draft_tokens: 3,
+            },
+            draft_model: Some("org/head".to_owned()),
+        };
+        assert_eq!(named.resolve_speculation(), Ok(Some(expected.clone())));
+        let text = r#"{"method":"eagle3","model":"org/head","num_speculative_tokens":3}"#;
+        assert_eq!(of(text).resolve_speculation(), Ok(Some(expected)));
+        assert!(args("EAGLE3").resolve_speculation().is_err());
     }
 
     #[test]

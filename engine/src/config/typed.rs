@@ -171,7 +171,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(MAX_DRAFTS as u64))]
     pub speculative_num_draft_tokens: Option<usize>,
 
-    /// The smaller model of STANDALONE, which has the same tokens; named as --model-path names one
+    /// The smaller model of STANDALONE, which has the same tokens, or the head of EAGLE3, which was
+    /// trained for the model; named as --model-path names one
     #[arg(long, value_name = "MODEL")]
     pub speculative_draft_model_path: Option<String>,
 

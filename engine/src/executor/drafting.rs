@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag, SuspendedExecutor};
-use crate::kv::{PAGE_TOKENS, PageAllocator, PageTable};
+use crate::kv::{PAGE_TOKENS, PageAllocator, PageIdx, PageTable};
 use crate::request::{RequestId, SamplingParams};
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, StepOutput, StepPlan};
@@ -25,6 +25,8 @@ pub struct DraftAsk<'a> {
     pub request: RequestId,
     /// Its prompt and output so far; never empty.
     pub tokens: &'a [u32],
+    /// Of the model that is guessed for; they hold all but the last token.
+    pub pages: &'a [PageIdx],
     pub n_drafts: usize,
 }
 
@@ -288,6 +290,7 @@ mod tests {
         DraftAsk {
             request: RequestId(request),
             tokens,
+            pages: &[],
             n_drafts,
         }
     }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LaunchError;
+use super::draft_model::DraftHead;
 use super::executor::load_cpu;
 use super::model::{LoadedModel, check_unchanged, open};
 use crate::config::EngineConfig;
 use crate::config::typed::Device;
 use crate::engine_loop::device_arbiter::DeviceArbiter;
 use crate::executor::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag, SuspendedExecutor,
+    DraftAsk, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag, SuspendedExecutor,
 };
 use crate::source::ResolvedModel;
 use crate::step::{StepOutput, StepPlan};
@@ -51,8 +52,10 @@ impl Devices {
         &self,
         config: &EngineConfig,
         model: &LoadedModel,
+        draft_head: Option<DraftHead>,
     ) -> Result<Box<dyn Executor>, LaunchError> {
         let mut reload = ReloadSource {
+            draft_head,
             config: config.clone(),
             model: model.resolved.clone(),
             memory: Arc::clone(&self.cpu_memory),
@@ -77,6 +80,7 @@ impl Drop for MemoryReservation {
 /// What is needed to reload a model on the CPU.
 #[derive(Clone)]
 struct ReloadSource {
+    draft_head: Option<DraftHead>,
     config: EngineConfig,
     model: ResolvedModel,
     memory: Arc<CpuMemory>,
@@ -88,7 +92,7 @@ impl ReloadSource {
         checkpoint: &dyn Checkpoint,
     ) -> Result<(Box<dyn Executor>, Option<MemoryReservation>), LaunchError> {
         let in_use = self.memory.0.load(Ordering::Acquire);
-        let executor = load_cpu(&self.config, checkpoint, in_use)?;
+        let executor = load_cpu(&self.config, checkpoint, in_use, self.draft_head.as_ref())?;
         let reservation = self.config.device_memory_limit_bytes.map(|_| {
             let info = executor.info();
             let n_bytes = info.weight_bytes + info.kv_pool_bytes;
@@ -115,6 +119,10 @@ impl Executor for ManagedCpuExecutor {
 
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         self.executor.execute(plan)
+    }
+
+    fn draft(&mut self, asks: &[DraftAsk<'_>]) -> Result<Vec<Vec<u32>>, ExecutorError> {
+        self.executor.draft(asks)
     }
 
     fn counts(&self) -> ExecutorCounts {

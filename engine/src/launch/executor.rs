@@ -1,5 +1,6 @@
 //! Chooses the executor and converts the flags to its options.
 
+use super::draft_model::DraftHead;
 use super::model::cache_dir;
 use super::{LaunchError, cpu_memory};
 use crate::config::EngineConfig;
@@ -34,7 +35,7 @@ pub fn load_executor(
 ) -> Result<Box<dyn Executor>, LaunchError> {
     match choose_device(config) {
         Device::Cuda => load_cuda(config, checkpoint),
-        Device::Cpu | Device::Auto => load_cpu(config, checkpoint, 0),
+        Device::Cpu | Device::Auto => load_cpu(config, checkpoint, 0, None),
     }
 }
 
@@ -132,6 +133,7 @@ pub(super) fn load_cpu(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
     in_use: u64,
+    draft_head: Option<&DraftHead>,
 ) -> Result<Box<dyn Executor>, LaunchError> {
     let isa = match &config.cpu_isa {
         None => None,
@@ -169,7 +171,11 @@ pub(super) fn load_cpu(
         },
         ..CpuOptions::default()
     };
-    Ok(Box::new(CpuExecutor::load(checkpoint, options)?))
+    let mut executor = CpuExecutor::load(checkpoint, options)?;
+    if let Some(head) = draft_head {
+        head.add_to(&mut executor)?;
+    }
+    Ok(Box::new(executor))
 }
 
 fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {

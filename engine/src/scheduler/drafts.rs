@@ -14,8 +14,8 @@ use crate::executor::cuda::MAX_ROWS;
 use crate::kv::PageAllocator;
 use crate::request::{Request, RequestId};
 use crate::speculation::{
-    Acceptance, Algorithm, Answers, Candidate, Drafter, Drafters, PooledAcceptance, Shared,
-    SpeculationConfig, SpeculationCounts, StepTimes, choose,
+    Acceptance, Answers, Candidate, Drafter, Drafters, PooledAcceptance, Shared, SpeculationConfig,
+    SpeculationCounts, StepTimes, choose,
 };
 
 /// Plans after which a draft model is asked for one draft, though none is expected to pay.
@@ -54,7 +54,7 @@ impl Speculation {
             counts: SpeculationCounts::new(config.n_draft_tokens),
             is_announced: false,
             is_planned: false,
-            has_draft_model: config.algorithm == Algorithm::Standalone,
+            has_draft_model: config.algorithm.is_of_model(),
             n_plans: 0,
         }
     }
@@ -254,6 +254,7 @@ impl Scheduler {
             (n_drafts > 0).then(|| DraftAsk {
                 request: sequence.request.id,
                 tokens: &sequence.tokens,
+                pages: sequence.pages.as_slice(),
                 n_drafts,
             })
         })

@@ -6,7 +6,8 @@
 //! of them. A draft counts if it is the token that was sampled there, so the text is the one that
 //! would be generated without drafts.
 //!
-//! Deliberately absent: drafters that need the model's state.
+//! What a draft model or a head guesses is made by the executor
+//! ([`crate::executor::Executor::draft`]).
 
 mod acceptance;
 mod choice;
@@ -64,6 +65,15 @@ pub enum Algorithm {
     Suffix(SuffixConfig),
     /// A draft model.
     Standalone,
+    /// A head on the model's own states.
+    Eagle3,
+}
+
+impl Algorithm {
+    /// Whether an executor guesses ([`crate::executor::Executor::draft`]), not a [`Drafter`].
+    pub fn is_of_model(self) -> bool {
+        matches!(self, Self::Standalone | Self::Eagle3)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -79,7 +89,7 @@ impl SpeculationConfig {
         match self.algorithm {
             Algorithm::Ngram(config) => Box::new(config),
             Algorithm::Suffix(config) => Box::new(config),
-            Algorithm::Standalone => Box::new(standalone::DraftedElsewhere),
+            Algorithm::Standalone | Algorithm::Eagle3 => Box::new(standalone::DraftedElsewhere),
         }
     }
 }

@@ -1,5 +1,6 @@
-//! `STANDALONE`: a smaller model guesses. It runs beside the target ([`crate::executor::DraftModel`])
-//! before a plan is made, and its guesses are an input of the plan: here is nothing to draft.
+//! `STANDALONE` and `EAGLE3`: a smaller model or a head guesses. It runs beside the target
+//! ([`crate::executor::Executor::draft`]) before a plan is made, and its guesses are an input of the
+//! plan: here is nothing to draft.
 
 use super::{Drafter, Drafters, Shared};
 use crate::request::Request;

@@ -12,6 +12,7 @@ use std::path::Path;
 
 pub mod blocks;
 pub(in crate::weights) mod drawn;
+pub mod eagle;
 pub mod moe;
 pub mod packed;
 pub mod scaled;

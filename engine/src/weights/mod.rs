@@ -22,6 +22,7 @@ use self::scaled::ScaledMatrix;
 
 pub mod awq;
 pub mod decode;
+pub mod eagle_head;
 pub mod file_kind;
 #[cfg(feature = "testkit")]
 pub mod fixture;

@@ -123,8 +123,17 @@ impl TensorFiles {
         })
     }
 
+    /// In no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// A float tensor of exactly this shape.
-    fn float_tensor(
+    ///
+    /// # Errors
+    ///
+    /// [`WeightError::Missing`], [`WeightError::Format`] or [`WeightError::Shape`].
+    pub(super) fn float_tensor(
         &self,
         name: &str,
         expected: &[usize],

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use engine::model::config::Family;
+use engine::model::config::{Family, ModelConfig};
 use engine::speculation::{Algorithm, NgramConfig, SpeculationConfig, SuffixConfig};
 use engine::text::ToolCallFormat;
-use engine::weights::fixture::FolderFormat;
+use engine::weights::fixture::eagle::{HeadShape, write_head};
+use engine::weights::fixture::{FolderFormat, tiny_config};
 use serde_json::{Value, json};
 
 use crate::client;
@@ -344,5 +345,68 @@ async fn a_draft_model_guesses_and_changes_no_text() {
             assert_eq!(is_right, is_itself, "{accepted} of {drafted}");
             answers_are_equal(&with, &without).await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_head_guesses_and_changes_no_text() {
+    let model = Model::new(Family::Qwen3, FolderFormat::F16);
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = tiny_config(Family::Qwen3);
+    write_head(dir.path(), &config, HeadShape::like(&config), 7).expect("written");
+    let path = dir.path().display();
+    let start = async |flags: &str| {
+        let line = model.line(&format!("--port 0 {flags}"));
+        Program::start(&line, &[]).await
+    };
+    let without = start("").await;
+    let sglang = format!(
+        "--speculative-algorithm EAGLE3 --speculative-draft-model-path {path} \
+         --speculative-num-draft-tokens 4"
+    );
+    let vllm = format!(
+        r#"--speculative-config {{"method":"eagle3","model":"{path}","num_speculative_tokens":4}}"#
+    );
+    for flags in [sglang, vllm] {
+        let with = start(&flags).await;
+        let info = client::get(with.address, "/server_info").await.json();
+        let said = &info["engine"]["scheduler"]["speculation"];
+        assert_eq!(*said, json!({"algorithm": "EAGLE3", "n_draft_tokens": 4}));
+        let kernels = info["executor"]["kernels"].to_string();
+        assert!(
+            kernels.contains("eagle3, states before layers 0, 1, 2"),
+            "{kernels}"
+        );
+        answers_are_equal(&with, &without).await;
+        let drafted = client::metric(with.address, "vllm:spec_decode_num_draft_tokens_total").await;
+        assert!(drafted > 0.0, "{flags}");
+    }
+}
+
+#[test]
+fn a_head_that_does_not_fit_ends_the_start_with_its_name() {
+    let model = Model::new(Family::Qwen3, FolderFormat::F16);
+    let dir = tempfile::tempdir().expect("a folder");
+    let other = ModelConfig {
+        hidden: 96,
+        ..tiny_config(Family::Qwen3)
+    };
+    write_head(dir.path(), &other, HeadShape::like(&other), 7).expect("written");
+    for (path, said) in [
+        (
+            dir.path().to_owned(),
+            "target_hidden_size is 96; it must be 64",
+        ),
+        (model.path().to_owned(), "architectures is Qwen3ForCausalLM"),
+    ] {
+        let flags = format!(
+            "--speculative-algorithm EAGLE3 --speculative-draft-model-path {}",
+            path.display()
+        );
+        let error = model.launched(&flags).err().expect("refused").to_string();
+        assert!(
+            error.contains("--speculative-draft-model-path") && error.contains(said),
+            "{error}"
+        );
     }
 }

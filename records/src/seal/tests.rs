@@ -187,10 +187,7 @@ fn a_sealed_file_that_was_changed_breaks_its_runs() {
     );
     digests.members.remove("starts.jsonl.xz");
     write_json(&dir.join(DIGESTS), &digests).expect("written");
-    assert_eq!(
-        problem(),
-        "digests.json does not vouch for starts.jsonl.xz"
-    );
+    assert_eq!(problem(), "digests.json does not vouch for starts.jsonl.xz");
     let digest = digests.sha256[ROWS].clone();
     digests.sha256.insert("../x".to_owned(), digest);
     write_json(&dir.join(DIGESTS), &digests).expect("written");

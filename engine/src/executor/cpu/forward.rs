@@ -10,6 +10,7 @@ use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm};
 
 use super::super::{ExecutorCounts, HostTierInfo, StopFlag};
+use super::eagle::Target;
 use super::host_tier::HostTier;
 use super::mlp::{self, MlpBuffers};
 use super::options::{ActivationType, Attention, Settings};
@@ -106,6 +107,8 @@ struct Workspace {
     last: Vec<f32>,
     /// `[n_outputs, vocab]`
     logits: Vec<f32>,
+    /// `[n_tokens, n_states, hidden]` of a whole run.
+    states: Vec<f32>,
 }
 
 pub(super) struct Forward {
@@ -120,6 +123,8 @@ pub(super) struct Forward {
     n_kv_saturated: u64,
     host_tier: Option<HostTier>,
     workspace: Workspace,
+    /// Layers whose inputs are kept, rising; the number of layers stands for the last one's output.
+    kept_inputs: Vec<usize>,
     /// Checked between layers.
     stop: StopFlag,
 }
@@ -158,6 +163,7 @@ impl Forward {
             n_kv_saturated: 0,
             host_tier: None,
             workspace,
+            kept_inputs: Vec::new(),
             stop: StopFlag::default(),
         })
     }
@@ -203,6 +209,34 @@ impl Forward {
         host_tier.copy(pool, &mut self.kv, copies, counts)
     }
 
+    /// Keeps the residual stream as it enters these layers from now on.
+    pub fn keep_inputs(&mut self, layers: &[usize]) {
+        layers.clone_into(&mut self.kept_inputs);
+    }
+
+    /// What [`Self::keep_inputs`] asked for, of the last run: `[n_tokens, layers, hidden]`.
+    pub fn states(&self) -> &[f32] {
+        &self.workspace.states
+    }
+
+    pub fn weights(&self) -> &DecoderWeights {
+        &self.weights
+    }
+
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// What a draft head must fit to.
+    pub fn as_target(&self) -> Target<'_> {
+        Target {
+            n_layers: self.config.n_layers,
+            hidden: self.config.hidden,
+            vocab: self.config.vocab,
+            embedding: &self.weights.embedding,
+        }
+    }
+
     /// Logits of the last [`Self::run`], `[outputs.len(), vocab]`.
     pub fn logits(&self) -> &[f32] {
         &self.workspace.logits
@@ -233,6 +267,10 @@ impl Forward {
         let hidden = self.config.hidden;
         let n_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         self.workspace.last.clear();
+        let n_states = self.kept_inputs.len();
+        self.workspace
+            .states
+            .resize(n_tokens * n_states * hidden, 0.0);
         let (mut outputs_left, mut n_scored) = (outputs, 0);
         for pass_start in (0..n_tokens).step_by(self.settings.max_pass_tokens) {
             let pass_end = (pass_start + self.settings.max_pass_tokens).min(n_tokens);
@@ -242,9 +280,11 @@ impl Forward {
                 if self.stop.is_raised() {
                     return Err(ForwardError::Stopped);
                 }
+                self.keep_input(layer, pass_start);
                 self.attention_block(pool, layer)?;
                 self.mlp_block(pool, layer)?;
             }
+            self.keep_input(self.config.n_layers, pass_start);
             let is_here = |token: &&usize| **token < pass_end;
             let n_here = scored[n_scored..].iter().take_while(is_here).count();
             for portion in scored[n_scored..n_scored + n_here].chunks(SCORED_TOGETHER) {
@@ -269,6 +309,18 @@ impl Forward {
         }
         self.lm_head(pool, outputs.len())?;
         Ok(&self.workspace.logits)
+    }
+
+    fn keep_input(&mut self, layer: usize, pass_start: usize) {
+        let Some(at) = self.kept_inputs.iter().position(|kept| *kept == layer) else {
+            return;
+        };
+        let (hidden, n_states) = (self.config.hidden, self.kept_inputs.len());
+        let Workspace { x, states, .. } = &mut self.workspace;
+        let tokens = states.chunks_exact_mut(n_states * hidden).skip(pass_start);
+        for (states, x) in tokens.zip(x.chunks_exact(hidden)) {
+            states[at * hidden..][..hidden].copy_from_slice(x);
+        }
     }
 
     /// Embeddings, angles and the attention work lists, which all layers share.

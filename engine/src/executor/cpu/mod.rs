@@ -4,10 +4,12 @@
 //! token's logits depend only on its own sequence, bit for bit: not on the batch, the chunking, the
 //! pages or `n_steps`.
 //!
-//! [`weights`] loads and repacks, [`forward`] is the decoder, [`mlp`] its MLPs and experts, [`host_tier`] holds evicted pages.
+//! [`weights`] loads and repacks, [`forward`] is the decoder, [`mlp`] its MLPs and experts, [`eagle`]
+//! a head that guesses next tokens, [`host_tier`] holds evicted pages.
 //! Deliberately absent: splitting one sequence's context over threads.
 
 mod device;
+mod eagle;
 mod forward;
 mod host_tier;
 mod mlp;
@@ -23,16 +25,19 @@ pub use options::{ActivationType, Attention, CpuOptions, Sampling};
 use host::pool::WorkerPool;
 use kernels::KernelError;
 
+use self::eagle::{Eagle, Seen};
 use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag, SuspendedExecutor,
+    DraftAsk, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag,
+    SuspendedExecutor,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::model::config::ModelConfig;
 use crate::sampler;
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan, Target};
+use crate::weights::eagle_head::EagleHead;
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cpu";
@@ -60,6 +65,7 @@ pub struct CpuExecutor {
     sampling: Sampling,
     pool: WorkerPool,
     forward: Forward,
+    eagle: Option<Eagle>,
     vocab: usize,
 }
 
@@ -156,8 +162,65 @@ impl CpuExecutor {
             sampling: settings.sampling,
             pool,
             forward,
+            eagle: None,
             vocab: checkpoint.config().vocab,
         })
+    }
+
+    /// Adds a head that guesses the next tokens ([`Executor::draft`]).
+    ///
+    /// # Errors
+    ///
+    /// [`CpuLoadError::Weights`] if it is a head of another model or a tensor cannot be read,
+    /// [`CpuLoadError::Kernel`] if the memory cannot be had.
+    pub fn add_draft_head(&mut self, head: &EagleHead) -> Result<(), CpuLoadError> {
+        let settings = self.forward.settings();
+        let n_pages = self.info.kv_pool_tokens / PAGE_TOKENS;
+        let target = self.forward.as_target();
+        let mut eagle = Eagle::load(head, &target, &mut self.pool, settings, n_pages)?;
+        if let Some(tier) = &self.info.host_tier {
+            let added = eagle.add_host_tier(settings, tier.n_pages);
+            added.map_err(|source| CpuLoadError::Kernel {
+                what: "the draft head's host tier".to_owned(),
+                source,
+            })?;
+        }
+        self.forward.keep_inputs(&eagle.boundaries());
+        self.info.weight_bytes += eagle.weight_bytes();
+        self.info.kv_pool_bytes += eagle.kv_bytes();
+        let layers = eagle.boundaries().map(|layer| layer.to_string()).join(", ");
+        let name = format!("eagle3, states before layers {layers}");
+        self.info.kernels.push(("draft_head".to_owned(), name));
+        self.eagle = Some(eagle);
+        Ok(())
+    }
+
+    /// Lets the head see a pass: rows, and how many of each one's tokens belong to the text.
+    fn observe<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = (&'a PlanRow, RowView<'a>, usize)>,
+    ) -> Result<(), ExecutorError> {
+        let Some(eagle) = &mut self.eagle else {
+            return Ok(());
+        };
+        let mut first = 0;
+        let seen: Vec<Seen<'_>> = rows
+            .into_iter()
+            .map(|(plan, row, n_valid)| {
+                let seen = Seen {
+                    request: plan.request,
+                    row,
+                    first,
+                    n_valid,
+                };
+                first += row.tokens.len();
+                seen
+            })
+            .collect();
+        let embedding = &self.forward.weights().embedding;
+        eagle
+            .observe(&mut self.pool, embedding, &seen, self.forward.states())
+            .map_err(step_error)
     }
 
     /// Computes the rows and returns the logits of chosen tokens, `[wanted.len(), vocab]`.
@@ -311,6 +374,10 @@ impl Executor for CpuExecutor {
             self.forward
                 .copy_pages(&mut self.pool, &plan.copies, &mut self.counts)
                 .map_err(step_error)?;
+            if let Some(eagle) = &mut self.eagle {
+                let copied = eagle.copy_pages(&mut self.pool, &plan.copies);
+                copied.map_err(step_error)?;
+            }
         }
         if plan.rows.is_empty() {
             return Ok(output);
@@ -335,6 +402,8 @@ impl Executor for CpuExecutor {
             self.run_scoring(plan, &views, &outputs, &mut output)?;
         }
         self.sample(plan, &sampling, 0, &mut output)?;
+        let made = plan.rows.iter().zip(&output.rows);
+        self.observe(made.map(|(row, made)| (row, RowView::of(row), made.n_valid(row))))?;
         for step in 1..plan.n_steps {
             // Every row is a decode row here and continues from the token of the previous step. A
             // failed row has none and leaves the batch.
@@ -362,13 +431,29 @@ impl Executor for CpuExecutor {
                 .run(&mut self.pool, &views, &outputs)
                 .map_err(step_error)?;
             self.sample(plan, &sampling, step, &mut output)?;
+            let made = going_on.iter().zip(views);
+            self.observe(made.map(|((i, _), view)| {
+                let n_valid = usize::from(!output.rows[*i].has_failed());
+                (&plan.rows[*i], view, n_valid)
+            }))?;
         }
         Ok(output)
     }
 
+    fn draft(&mut self, asks: &[DraftAsk<'_>]) -> Result<Vec<Vec<u32>>, ExecutorError> {
+        let Some(eagle) = &mut self.eagle else {
+            return Ok(Vec::new());
+        };
+        let embedding = &self.forward.weights().embedding;
+        eagle
+            .draft(&mut self.pool, embedding, asks)
+            .map_err(step_error)
+    }
+
     fn counts(&self) -> ExecutorCounts {
+        let of_head = self.eagle.as_ref().map_or(0, Eagle::n_kv_saturated);
         ExecutorCounts {
-            kv_saturated_values: self.forward.n_kv_saturated(),
+            kv_saturated_values: self.forward.n_kv_saturated() + of_head,
             ..self.counts
         }
     }

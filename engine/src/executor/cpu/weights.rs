@@ -165,14 +165,19 @@ impl LayerWeights {
     fn bytes(&self) -> usize {
         let attention = [&self.q, &self.k, &self.v, &self.o];
         let attention: usize = attention.iter().map(|p| p.weights.bytes()).sum();
-        let mlp = match &self.mlp {
-            Mlp::Dense(mlp) => mlp.bytes(),
-            Mlp::Sparse(sparse) => {
+        attention + self.mlp.bytes()
+    }
+}
+
+impl Mlp {
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(mlp) => mlp.bytes(),
+            Self::Sparse(sparse) => {
                 let experts: usize = sparse.experts.iter().map(GatedMlp::bytes).sum();
                 sparse.router.weights.bytes() + experts
             }
-        };
-        attention + mlp
+        }
     }
 }
 
@@ -185,7 +190,7 @@ impl GatedMlp {
 
 /// How rows stored in 16 or 32 bits are converted.
 #[derive(Clone, Copy)]
-enum Rows {
+pub(super) enum Rows {
     AsStored,
     RoundedTo8Bits,
 }
@@ -211,7 +216,8 @@ impl Loader<'_> {
     fn matrix(&mut self, id: MatrixId, rows: Rows) -> Result<Projection, CpuLoadError> {
         let matrix = self.checkpoint.matrix(id)?;
         let n_bytes = matrix.storage().n_bytes;
-        let projection = pack(self.pool, &mut self.arena, id, matrix, rows)?;
+        let what = format!("{id:?}");
+        let projection = pack(self.pool, &mut self.arena, &what, matrix, rows)?;
         self.n_unreleased += n_bytes;
         if self.n_unreleased >= RELEASED_TOGETHER {
             self.checkpoint.release();
@@ -248,10 +254,11 @@ impl Loader<'_> {
     }
 }
 
-fn pack(
+/// `what`: the matrix, for errors.
+pub(super) fn pack(
     pool: &mut WorkerPool,
     arena: &mut Arena,
-    id: MatrixId,
+    what: &str,
     matrix: Matrix<'_>,
     rows: Rows,
 ) -> Result<Projection, CpuLoadError> {
@@ -286,7 +293,7 @@ fn pack(
         }
     };
     let weights = packed.map_err(|source| CpuLoadError::Kernel {
-        what: format!("{id:?}"),
+        what: what.to_owned(),
         source,
     })?;
     let order = match matrix {

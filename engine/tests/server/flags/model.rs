@@ -113,6 +113,10 @@ impl Model {
     }
 
     pub fn served(&self, flags: &str) -> ServedModel {
+        self.launched(flags).expect(flags)
+    }
+
+    pub fn launched(&self, flags: &str) -> Result<ServedModel, LaunchError> {
         let typed = parse(&self.line(flags)).expect(flags);
         let config = typed.resolve().expect(flags);
         let asked = AskLimits::from(&config.http);
@@ -127,7 +131,6 @@ impl Model {
             &devices,
             &|_| (),
         )
-        .expect(flags)
     }
 }
 

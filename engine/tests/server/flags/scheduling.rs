@@ -230,9 +230,9 @@ fn speculative_algorithm_makes_drafts() {
     assert_eq!(drafts(line).iter().max(), Some(&7));
     // 60 tokens in far fewer steps.
     assert!(drafts(line).len() < 25);
-    let error = resolve("--speculative-algorithm EAGLE3").expect_err("refused");
+    let error = resolve("--speculative-algorithm NEXTN").expect_err("refused");
     assert!(
-        error.contains("EAGLE3: is not supported yet; NGRAM, SUFFIX and STANDALONE are"),
+        error.contains("NEXTN: is not supported yet; NGRAM, SUFFIX, STANDALONE and EAGLE3 are"),
         "{error}"
     );
 }
