@@ -1,0 +1,286 @@
+//! What is done to the engines while requests go through a router, and what has to hold.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::load::{Answer, Load, Outcome, Tally, during, send};
+use super::replicas::Replicas;
+use super::router::{self, LIMITED_MODEL, Router, Running, TRIAL_KEY};
+use super::table::Row;
+
+const N_PREFIXES: usize = 12;
+const N_ROUNDS: usize = 8;
+/// Steps that visit all prefixes: coprime to their number.
+const STEPS: [usize; 4] = [5, 7, 11, 1];
+const N_PREFIX_WORDS: usize = 260;
+const N_USERS: usize = 6;
+/// Requests while one replica is lost.
+const N_UNDER_LOAD: usize = 160;
+const N_TOKENS: u32 = 48;
+const LIMIT: Duration = Duration::from_mins(3);
+const WORDS: [&str; 20] = [
+    "river", "stone", "light", "paper", "water", "garden", "letter", "window", "morning", "bridge",
+    "music", "forest", "market", "winter", "summer", "station", "table", "mountain", "island",
+    "story",
+];
+
+/// Everything that a part uses.
+pub struct Stage<'a> {
+    pub router: &'a Router,
+    pub running: &'a Running,
+    pub replicas: &'a mut Replicas,
+    pub n_engines: usize,
+    pub version: &'a str,
+    pub policy: &'a str,
+}
+
+impl Stage<'_> {
+    fn row(&self, part: &'static str, answers: &[Answer], n_retries_before: Option<f64>) -> Row {
+        let tally = Tally::of(answers);
+        let own = self.running.n_retries().zip(n_retries_before);
+        let n_retries = own.map_or(tally.n_retries, |(after, before)| (after - before) as usize);
+        Row {
+            router: self.router.name,
+            version: self.version.to_owned(),
+            n_engines: self.n_engines,
+            part,
+            policy: self.policy.to_owned(),
+            n_retries,
+            tally,
+            hit_rate: None,
+            notes: Vec::new(),
+            faults: Vec::new(),
+        }
+    }
+
+    /// The share of prompt tokens that the engines found in their caches.
+    ///
+    /// # Errors
+    ///
+    /// If an engine tells no metrics.
+    pub fn shared_prefixes(&mut self) -> Result<Row> {
+        self.replicas.forget_prefixes()?;
+        let before = self.replicas.cache_counts()?;
+        let retries = self.running.n_retries();
+        let load = Load {
+            address: &self.running.address,
+            n_users: 4,
+            ask: &|i| {
+                let prefix = prefix_of(i);
+                let session = format!("prefix {prefix}");
+                router::ask(&prefix_text(prefix), &session, 4, false)
+            },
+            limit: Some(N_PREFIXES * N_ROUNDS),
+        };
+        let (answers, ()) = during(&load, |_| Ok(()))?;
+        let mut row = self.row("shared prefixes", &answers, retries);
+        row.hit_rate = self.replicas.cache_counts()?.rate_since(before);
+        row.must_lose_nothing();
+        Ok(row)
+    }
+
+    /// SIGKILL: what streams is torn, and nothing else is lost.
+    ///
+    /// # Errors
+    ///
+    /// If the replica has no work to be killed in, or does not start again.
+    pub fn kill(&mut self) -> Result<Row> {
+        let retries = self.running.n_retries();
+        let replicas = &mut *self.replicas;
+        let (answers, ended) = during(&under_load(self.running, Some(N_UNDER_LOAD)), |progress| {
+            progress.until_ended(N_UNDER_LOAD / 4, LIMIT)?;
+            let ended = replicas.until_used(0).and_then(|()| replicas.kill(0));
+            Ok(ended)
+        })?;
+        ended?;
+        let mut row = self.row("replica killed", &answers, retries);
+        // Half of the users stream at a time, and any of them may have been there.
+        if row.tally.n_torn > N_USERS {
+            row.fault(format!("{} streams torn", row.tally.n_torn));
+        }
+        if row.tally.n_lost > 0 {
+            row.fault(format!("{} lost", row.tally.n_lost));
+        }
+        self.replicas.start(0)?;
+        let returned = self.returns(0)?;
+        row.note_if(!returned, "the restarted replica gets no requests");
+        Ok(row)
+    }
+
+    /// SIGTERM: streams end, requests go elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// If the replica does not exit successfully, or does not start again.
+    pub fn drain(&mut self) -> Result<Row> {
+        let retries = self.running.n_retries();
+        let replicas = &mut *self.replicas;
+        let (answers, ended) = during(&under_load(self.running, Some(N_UNDER_LOAD)), |progress| {
+            progress.until_ended(N_UNDER_LOAD / 4, LIMIT)?;
+            let ended = replicas.until_used(1).and_then(|()| replicas.drain(1));
+            Ok(ended)
+        })?;
+        ended?;
+        let mut row = self.row("replica drained", &answers, retries);
+        row.must_lose_nothing();
+        self.replicas.start(1)?;
+        let returned = self.returns(1)?;
+        row.note_if(!returned, "the restarted replica gets no requests");
+        Ok(row)
+    }
+
+    /// One replica after the other: SIGTERM, start, and its first request.
+    ///
+    /// # Errors
+    ///
+    /// If a replica does not exit successfully, or does not start again.
+    pub fn rolling_restart(&mut self) -> Result<Row> {
+        let retries = self.running.n_retries();
+        let replicas = &mut *self.replicas;
+        let n_engines = self.n_engines;
+        let (answers, rolled) = during(&under_load(self.running, None), |progress| {
+            progress.until_ended(N_USERS, LIMIT)?;
+            Ok(roll(replicas, n_engines))
+        })?;
+        let unused = rolled?;
+        let mut row = self.row("rolling restart", &answers, retries);
+        row.must_lose_nothing();
+        if !unused.is_empty() {
+            row.fault(format!("no requests after its restart: {unused:?}"));
+        }
+        Ok(row)
+    }
+
+    /// Whether a replica that was started again gets requests.
+    fn returns(&self, i: usize) -> Result<bool> {
+        let replicas = &*self.replicas;
+        let (_, used) = during(&under_load(self.running, None), |_| {
+            Ok(replicas.until_used(i).is_ok())
+        })?;
+        Ok(used)
+    }
+
+    /// A wrong key and too many requests.
+    ///
+    /// # Errors
+    ///
+    /// Never; it returns a row like the others.
+    pub fn keys_and_limits(&mut self) -> Result<Row> {
+        let address = &self.running.address;
+        let short = || router::ask("limits", "limits", 1, false);
+        let with_key = |key: &str| {
+            let mut ask = short();
+            ask.headers[0].1 = format!("Bearer {key}");
+            send(address, &ask)
+        };
+        let mut checks = Vec::new();
+        let wrong = with_key("sk-wrong");
+        checks.push(("a wrong key", 401, status_of(&wrong)));
+        let mut ask = short();
+        ask.headers.remove(0);
+        let none = send(address, &ask);
+        checks.push(("no key", 401, status_of(&none)));
+        let right = send(address, &short());
+        checks.push(("the right key", 200, status_of(&right)));
+        let limited: Vec<Answer> = (0..8)
+            .map(|_| {
+                if self.router.has_client_limits() {
+                    return with_key(TRIAL_KEY);
+                }
+                let mut ask = short();
+                ask.body["model"] = LIMITED_MODEL.into();
+                send(address, &ask)
+            })
+            .collect();
+        let statuses: Vec<u16> = limited.iter().map(status_of).collect();
+        checks.push(("the first request of the limited", 200, statuses[0]));
+        checks.push(("the last one beyond the limit", 429, statuses[7]));
+        let n_passed = statuses.iter().filter(|status| **status == 200).count();
+        let mut row = self.row("keys and limits", &[], None);
+        row.tally.n_requests = checks.len() - 2 + limited.len();
+        row.notes.push(format!("{n_passed} of 8 within the limit"));
+        for (what, wanted, found) in checks {
+            if found != wanted {
+                row.fault(format!("{what}: {found} in place of {wanted}"));
+            }
+        }
+        Ok(row)
+    }
+}
+
+fn under_load(running: &Running, limit: Option<usize>) -> Load<'_> {
+    Load {
+        address: &running.address,
+        n_users: N_USERS,
+        ask: &|i| {
+            let session = format!("session {}", i % 40);
+            router::ask(&session, &session, N_TOKENS, i % 2 == 0)
+        },
+        limit,
+    }
+}
+
+/// Returns the replicas that got no request afterwards.
+fn roll(replicas: &mut Replicas, n: usize) -> Result<Vec<usize>> {
+    let mut unused = Vec::new();
+    for i in 0..n {
+        replicas.drain(i)?;
+        replicas.start(i)?;
+        if replicas.until_used(i).is_err() {
+            unused.push(i);
+        }
+    }
+    Ok(unused)
+}
+
+/// 0: none.
+fn status_of(answer: &Answer) -> u16 {
+    match &answer.outcome {
+        Outcome::Whole | Outcome::Torn(_) => 200,
+        Outcome::Refused(status, _) => *status,
+        Outcome::Unanswered(_) => 0,
+    }
+}
+
+/// Each prefix once in each round, in another order.
+fn prefix_of(i: usize) -> usize {
+    let (round, place) = (i / N_PREFIXES, i % N_PREFIXES);
+    (place * STEPS[round % STEPS.len()] + round * 3) % N_PREFIXES
+}
+
+/// A few hundred tokens that differ from the first one on.
+fn prefix_text(prefix: usize) -> String {
+    let mut text = format!("{} {prefix} is the manual.", WORDS[prefix]);
+    let mut state = prefix as u32 + 1;
+    for _ in 0..N_PREFIX_WORDS {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.push(' ');
+        text.push_str(WORDS[(state >> 16) as usize % WORDS.len()]);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_round_has_every_prefix_once() {
+        for round in 0..N_ROUNDS {
+            let mut all: Vec<usize> = (0..N_PREFIXES)
+                .map(|place| prefix_of(round * N_PREFIXES + place))
+                .collect();
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..N_PREFIXES), "round {round}");
+        }
+        assert_ne!(prefix_of(1), prefix_of(N_PREFIXES + 1), "another order");
+    }
+
+    #[test]
+    fn prefixes_differ_and_stay_the_same() {
+        assert_eq!(prefix_text(3), prefix_text(3));
+        let first = |prefix| prefix_text(prefix).split(' ').next().map(str::to_owned);
+        assert_ne!(first(3), first(4));
+    }
+}

@@ -1,0 +1,356 @@
+//! The routers: how each is started before the same engines, and what it is known to lack.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::load::{Ask, Outcome, send};
+use super::replicas::{free_port, sum_of};
+use crate::background::Background;
+use crate::clients::install::Installed;
+use crate::gateway::{Cluster, Gateway, Setting};
+use crate::http;
+
+pub const KEY: &str = "sk-fleet-key";
+pub const TRIAL_KEY: &str = "sk-fleet-trial";
+pub const MODEL: &str = "tiny";
+/// LiteLLM's second name for the engines, with a limit.
+pub const LIMITED_MODEL: &str = "tiny-limited";
+/// LiteLLM's imports alone take long on a small machine.
+const START_LIMIT: Duration = Duration::from_mins(4);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Requests with the same prefix go to the same engine.
+    Affinity,
+    RoundRobin,
+}
+
+pub struct Router {
+    pub name: &'static str,
+    /// `requirements/<name>.txt`
+    pub environment: &'static str,
+    /// Its own names for the two policies.
+    pub policies: [&'static str; 2],
+    form: Form,
+    /// Parts whose checks it is known to fail, with the reason. They are measured all the same.
+    pub lacks: &'static [(&'static str, &'static str)],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// A program that takes workers and a policy; arguments before them.
+    Workers(&'static str, &'static [&'static str]),
+    Envoy,
+    LiteLlm,
+}
+
+pub const ROUTERS: [Router; 5] = [
+    Router {
+        name: "sglang-router",
+        environment: "sglang_router",
+        policies: ["cache_aware", "round_robin"],
+        form: Form::Workers("sglang-router", &["launch"]),
+        lacks: &[],
+    },
+    Router {
+        name: "smg",
+        environment: "smg",
+        policies: ["cache_aware", "round_robin"],
+        form: Form::Workers("smg", &["launch"]),
+        lacks: &[],
+    },
+    Router {
+        name: "vllm-router",
+        environment: "vllm_router",
+        policies: ["cache_aware", "round_robin"],
+        form: Form::Workers("vllm-router", &[]),
+        lacks: &[],
+    },
+    Router {
+        name: "envoy",
+        environment: crate::gateway::ENVIRONMENT,
+        policies: ["MAGLEV by x-session-id", "ROUND_ROBIN"],
+        form: Form::Envoy,
+        lacks: &[],
+    },
+    Router {
+        name: "litellm",
+        environment: "litellm",
+        policies: ["session_affinity", "simple-shuffle"],
+        form: Form::LiteLlm,
+        lacks: &[],
+    },
+];
+
+pub fn names() -> Vec<&'static str> {
+    ROUTERS.iter().map(|router| router.name).collect()
+}
+
+/// A router that runs.
+pub struct Running {
+    /// `host:port`
+    pub address: String,
+    _process: Process,
+    /// Where it counts its retries, if not in its answers.
+    prometheus: Option<String>,
+}
+
+enum Process {
+    Program { _background: Background },
+    Envoy { _gateway: Box<Gateway> },
+}
+
+impl Running {
+    /// By its own count; `None` if only the answers tell.
+    pub fn n_retries(&self) -> Option<f64> {
+        let page = http::get(self.prometheus.as_ref()?, "/metrics").ok()?.body;
+        let names = [
+            "smg_worker_retries_total",
+            "vllm_router_retries_total",
+            "sgl_router_retries_total",
+        ];
+        Some(names.iter().map(|name| sum_of(&page, name)).sum())
+    }
+}
+
+impl Router {
+    pub fn policy_name(&self, policy: Policy) -> &'static str {
+        self.policies[usize::from(policy == Policy::RoundRobin)]
+    }
+
+    /// Whether it checks keys and limits rates here.
+    pub fn is_gateway(&self) -> bool {
+        !matches!(self.form, Form::Workers(..))
+    }
+
+    /// Whether its limits are of a client's key, or else of a model.
+    pub fn has_client_limits(&self) -> bool {
+        self.form == Form::Envoy
+    }
+
+    /// Starts it before engines on these ports; returns when a request has come through.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start, or answers nothing in time.
+    pub fn start(
+        &self,
+        installed: &Installed,
+        ports: &[u16],
+        policy: Policy,
+        folder: &Path,
+    ) -> Result<Running> {
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let started = match self.form {
+            Form::Workers(program, before) => {
+                let program = installed.program_of(self.environment, program);
+                self.start_workers(&program, before, ports, policy, folder)
+            }
+            Form::Envoy => {
+                let envoy = installed.program_of(self.environment, "envoy");
+                start_envoy(&envoy, ports, policy, folder)
+            }
+            Form::LiteLlm => {
+                let litellm = installed.program_of(self.environment, "litellm");
+                start_litellm(&litellm, ports, policy, folder)
+            }
+        };
+        started.with_context(|| self.name.to_owned())
+    }
+
+    fn start_workers(
+        &self,
+        program: &Path,
+        before: &[&str],
+        ports: &[u16],
+        policy: Policy,
+        folder: &Path,
+    ) -> Result<Running> {
+        let (port, prometheus) = (free_port()?, free_port()?);
+        let mut args: Vec<String> = before.iter().map(|&arg| arg.to_owned()).collect();
+        args.push("--worker-urls".into());
+        args.extend(ports.iter().map(|port| format!("http://127.0.0.1:{port}")));
+        for (name, value) in [
+            ("--policy", self.policy_name(policy)),
+            ("--host", "127.0.0.1"),
+            ("--port", &port.to_string()),
+            ("--prometheus-host", "127.0.0.1"),
+            ("--prometheus-port", &prometheus.to_string()),
+            ("--health-check-endpoint", "/readiness"),
+            ("--health-check-interval-secs", "1"),
+            ("--health-failure-threshold", "1"),
+            ("--health-success-threshold", "1"),
+            // The circuit breaker of a replica that was restarted closes again as fast.
+            ("--cb-timeout-duration-secs", "2"),
+            ("--cb-success-threshold", "1"),
+            ("--worker-startup-timeout-secs", "60"),
+            ("--worker-startup-check-interval", "1"),
+        ] {
+            args.extend([name.to_owned(), value.to_owned()]);
+        }
+        let background = Background::start(program, &args, folder, "router.log")?;
+        let address = format!("127.0.0.1:{port}");
+        Ok(Running {
+            _process: Process::Program {
+                _background: serving(background, &address)?,
+            },
+            address,
+            prometheus: Some(format!("127.0.0.1:{prometheus}")),
+        })
+    }
+}
+
+fn start_envoy(program: &Path, ports: &[u16], policy: Policy, folder: &Path) -> Result<Running> {
+    let setting = Setting {
+        port: free_port()?,
+        admin_port: free_port()?,
+        key: KEY,
+        trial_key: TRIAL_KEY,
+        round_robin: policy == Policy::RoundRobin,
+    };
+    let stable = Cluster {
+        name: "stable",
+        ports,
+    };
+    let gateway = Gateway::start(program, &setting, &[stable], folder)?;
+    super::load::until("a request comes through", START_LIMIT, || {
+        answers(&gateway.address)
+    })?;
+    Ok(Running {
+        address: gateway.address.clone(),
+        _process: Process::Envoy {
+            _gateway: Box::new(gateway),
+        },
+        prometheus: None,
+    })
+}
+
+fn start_litellm(program: &Path, ports: &[u16], policy: Policy, folder: &Path) -> Result<Running> {
+    let port = free_port()?;
+    let config = folder.join("litellm.yaml");
+    // JSON is YAML.
+    fs::write(&config, litellm_config(ports, policy).to_string())
+        .with_context(|| config.display().to_string())?;
+    let config: PathBuf = config;
+    let args = [
+        "--config",
+        &config.display().to_string(),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &port.to_string(),
+        "--telemetry",
+        "False",
+    ];
+    let background = Background::start(program, &args.map(str::to_owned), folder, "router.log")?;
+    let address = format!("127.0.0.1:{port}");
+    Ok(Running {
+        _process: Process::Program {
+            _background: serving(background, &address)?,
+        },
+        address,
+        prometheus: None,
+    })
+}
+
+/// Without a database: one master key, and limits by model.
+fn litellm_config(ports: &[u16], policy: Policy) -> Value {
+    let deployment = |name: &str, port: &u16| {
+        json!({"model_name": name, "litellm_params": {
+            "model": format!("hosted_vllm/{MODEL}"),
+            "api_base": format!("http://127.0.0.1:{port}/v1"),
+            "api_key": "none",
+        }})
+    };
+    let mut models: Vec<Value> = ports.iter().map(|port| deployment(MODEL, port)).collect();
+    let mut limited = deployment(LIMITED_MODEL, &ports[0]);
+    limited["litellm_params"]["rpm"] = json!(3);
+    models.push(limited);
+    let mut checks = vec!["enforce_model_rate_limits"];
+    if policy == Policy::Affinity {
+        checks.push("session_affinity");
+    }
+    json!({
+        "model_list": models,
+        "general_settings": {"master_key": KEY},
+        "litellm_settings": {"telemetry": false, "request_timeout": 120},
+        "router_settings": {
+            "routing_strategy": "simple-shuffle",
+            "num_retries": 5,
+            "retry_after": 0,
+            // A deployment that failed is left out for two seconds.
+            "allowed_fails": 0,
+            "cooldown_time": 2,
+            "optional_pre_call_checks": checks,
+        },
+    })
+}
+
+fn serving(mut background: Background, address: &str) -> Result<Background> {
+    background.until("a request comes through", START_LIMIT, || answers(address))?;
+    Ok(background)
+}
+
+fn answers(address: &str) -> bool {
+    let ask = ask("a first question", "start", 1, false);
+    send(address, &ask).outcome == Outcome::Whole
+}
+
+/// A chat whose prefix is `system`, of one session.
+pub fn ask(system: &str, session: &str, n_tokens: u32, stream: bool) -> Ask {
+    let mut body = json!({
+        "model": MODEL,
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": "What does it say?"},
+        ],
+        "max_tokens": n_tokens,
+        "temperature": 0,
+        "ignore_eos": true,
+    });
+    if stream {
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    Ask {
+        path: "/v1/chat/completions",
+        body,
+        headers: vec![
+            ("authorization", format!("Bearer {KEY}")),
+            // Envoy and vllm-router, then LiteLLM.
+            ("x-session-id", session.to_owned()),
+            ("x-litellm-session-id", session.to_owned()),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn litellm_is_told_every_engine_and_the_limit() {
+        let config = litellm_config(&[1, 2, 3], Policy::Affinity);
+        let models = config["model_list"].as_array().expect("models");
+        assert_eq!(models.len(), 4);
+        assert_eq!(models[3]["litellm_params"]["rpm"], 3);
+        let checks = |policy| {
+            let config = litellm_config(&[1], policy);
+            config["router_settings"]["optional_pre_call_checks"].to_string()
+        };
+        assert!(checks(Policy::Affinity).contains("session_affinity"));
+        assert!(!checks(Policy::RoundRobin).contains("session_affinity"));
+    }
+
+    #[test]
+    fn a_question_asks_for_its_usage() {
+        let streamed = ask("a", "b", 3, true);
+        assert_eq!(streamed.body["stream_options"]["include_usage"], true);
+        assert_eq!(streamed.body["max_tokens"], 3);
+        assert!(ask("a", "b", 3, false).body["stream"].is_null());
+    }
+}
