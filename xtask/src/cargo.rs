@@ -103,7 +103,7 @@ pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
 
 /// The commit of the tree, with `+changes` if files differ from it; without git, or outside a
 /// repository, it says so.
-fn commit(root: &Path) -> String {
+pub fn commit(root: &Path) -> String {
     let git = |args: &[&str]| {
         let output = cmd("git", args).dir(root).stderr_null().read();
         output.map(|text| text.trim().to_owned())

@@ -193,11 +193,25 @@ impl Admin {
         Ok(())
     }
 
+    /// Engines that it sends requests to.
+    ///
+    /// # Errors
+    ///
+    /// If Envoy does not tell its statistics.
+    pub fn n_healthy(&self, cluster: &str) -> Result<u64> {
+        let name = format!("cluster.{cluster}.membership_healthy");
+        let answer = http::get(&self.address, &format!("/stats?filter=^{name}$"))?;
+        let value = answer.body.trim().strip_prefix(&format!("{name}: "));
+        value
+            .and_then(|value| value.parse().ok())
+            .with_context(|| format!("{name}: {}", answer.body))
+    }
+
     /// # Errors
     ///
     /// If Envoy does not tell its statistics.
     pub fn counts(&self, cluster: &str) -> Result<ClusterCounts> {
-        let path = format!("/stats?filter=^cluster.{cluster}.(internal|external|upstream_rq)");
+        let path = format!("/stats?filter=^cluster.{cluster}.upstream_rq_");
         let answer = http::get(&self.address, &path)?;
         ensure!(answer.status == 200, "{path}: {}", answer.status);
         Ok(counts_in(&answer.body, cluster))

@@ -30,6 +30,7 @@ mod machete;
 mod model;
 mod monitoring;
 mod poison;
+mod promote;
 mod readme;
 mod redis;
 mod report;
@@ -131,6 +132,9 @@ enum Recipe {
     /// Run routers of other projects before several engines that are killed, drained and restarted:
     /// cargo xtask fleet --router envoy,smg
     Fleet(fleet::FleetArgs),
+    /// From a model and a configuration to all requests, or back: tests, answers, speed, release folder,
+    /// canary at the gateway: cargo xtask promote synthetic:tiny-qwen3 serve.toml --local
+    Promote(promote::PromoteArgs),
     /// Stream to many users while other clients send malicious requests, on the CPU
     Poison(poison::PoisonArgs),
     /// Check the words of code, comments and documents against xtask/words.toml
@@ -210,6 +214,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Test(args)) => test::run(&args),
         Some(Recipe::Clients(args)) => clients::run(&args),
         Some(Recipe::Fleet(args)) => fleet::run(&args),
+        Some(Recipe::Promote(args)) => promote::run(&args),
         Some(Recipe::Poison(args)) => poison::run(&args),
         Some(Recipe::Words(args)) => words::run(&args),
         Some(Recipe::Ci) => ci::run(),

@@ -15,6 +15,7 @@ pub mod load;
 mod parts;
 pub mod replicas;
 mod router;
+pub mod shared_prefix;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ use clap::builder::PossibleValuesParser;
 
 use self::parts::Stage;
 use self::replicas::Replicas;
-use self::router::{MODEL, Policy, ROUTERS, Router};
+use self::router::{Policy, ROUTERS, Router};
+use self::shared_prefix::MODEL;
 use self::table::Row;
 use crate::cargo;
 use crate::clients::install::Installed;

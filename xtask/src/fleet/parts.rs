@@ -7,24 +7,16 @@ use anyhow::Result;
 use super::load::{Answer, Load, Outcome, Tally, during, send};
 use super::replicas::Replicas;
 use super::router::{self, LIMITED_MODEL, Router, Running, TRIAL_KEY};
+use super::shared_prefix;
 use super::table::Row;
 
-const N_PREFIXES: usize = 12;
+/// Requests for each prefix.
 const N_ROUNDS: usize = 8;
-/// Steps that visit all prefixes: coprime to their number.
-const STEPS: [usize; 4] = [5, 7, 11, 1];
-const N_PREFIX_WORDS: usize = 260;
 const N_USERS: usize = 6;
 /// Requests while one replica is lost.
 const N_UNDER_LOAD: usize = 160;
 const N_TOKENS: u32 = 48;
 const LIMIT: Duration = Duration::from_mins(3);
-const WORDS: [&str; 20] = [
-    "river", "stone", "light", "paper", "water", "garden", "letter", "window", "morning", "bridge",
-    "music", "forest", "market", "winter", "summer", "station", "table", "mountain", "island",
-    "story",
-];
-
 /// Everything that a part uses.
 pub struct Stage<'a> {
     pub router: &'a Router,
@@ -66,12 +58,8 @@ impl Stage<'_> {
         let load = Load {
             address: &self.running.address,
             n_users: 4,
-            ask: &|i| {
-                let prefix = prefix_of(i);
-                let session = format!("prefix {prefix}");
-                router::ask(&prefix_text(prefix), &session, 4, false)
-            },
-            limit: Some(N_PREFIXES * N_ROUNDS),
+            ask: &|i| shared_prefix::ask(i, 4, router::KEY),
+            limit: Some(shared_prefix::N_PREFIXES * N_ROUNDS),
         };
         let (answers, ()) = during(&load, |_| Ok(()))?;
         let mut row = self.row("shared prefixes", &answers, retries);
@@ -214,7 +202,11 @@ fn under_load(running: &Running, limit: Option<usize>) -> Load<'_> {
         address: &running.address,
         n_users: N_USERS,
         ask: &|i| {
-            let session = format!("session {}", i % 40);
+            // Every other pair is new: a policy with affinity gives it to a replica that has little.
+            let session = match i % 4 {
+                0 | 1 => format!("{} is a session", i % 40),
+                _ => format!("{i} is a new session"),
+            };
             router::ask(&session, &session, N_TOKENS, i % 2 == 0)
         },
         limit,
@@ -240,47 +232,5 @@ fn status_of(answer: &Answer) -> u16 {
         Outcome::Whole | Outcome::Torn(_) => 200,
         Outcome::Refused(status, _) => *status,
         Outcome::Unanswered(_) => 0,
-    }
-}
-
-/// Each prefix once in each round, in another order.
-fn prefix_of(i: usize) -> usize {
-    let (round, place) = (i / N_PREFIXES, i % N_PREFIXES);
-    (place * STEPS[round % STEPS.len()] + round * 3) % N_PREFIXES
-}
-
-/// A few hundred tokens that differ from the first one on.
-fn prefix_text(prefix: usize) -> String {
-    let mut text = format!("{} {prefix} is the manual.", WORDS[prefix]);
-    let mut state = prefix as u32 + 1;
-    for _ in 0..N_PREFIX_WORDS {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        text.push(' ');
-        text.push_str(WORDS[(state >> 16) as usize % WORDS.len()]);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_round_has_every_prefix_once() {
-        for round in 0..N_ROUNDS {
-            let mut all: Vec<usize> = (0..N_PREFIXES)
-                .map(|place| prefix_of(round * N_PREFIXES + place))
-                .collect();
-            all.sort_unstable();
-            assert!(all.into_iter().eq(0..N_PREFIXES), "round {round}");
-        }
-        assert_ne!(prefix_of(1), prefix_of(N_PREFIXES + 1), "another order");
-    }
-
-    #[test]
-    fn prefixes_differ_and_stay_the_same() {
-        assert_eq!(prefix_text(3), prefix_text(3));
-        let first = |prefix| prefix_text(prefix).split(' ').next().map(str::to_owned);
-        assert_ne!(first(3), first(4));
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::load::{Ask, Outcome, send};
 use super::replicas::{free_port, sum_of};
+use super::shared_prefix::{self, MODEL};
 use crate::background::Background;
 use crate::clients::install::Installed;
 use crate::gateway::{Cluster, Gateway, Setting};
@@ -16,7 +17,6 @@ use crate::http;
 
 pub const KEY: &str = "sk-fleet-key";
 pub const TRIAL_KEY: &str = "sk-fleet-trial";
-pub const MODEL: &str = "tiny";
 /// LiteLLM's second name for the engines, with a limit.
 pub const LIMITED_MODEL: &str = "tiny-limited";
 /// LiteLLM's imports alone take long on a small machine.
@@ -302,30 +302,7 @@ fn answers(address: &str) -> bool {
 
 /// A chat whose prefix is `system`, of one session.
 pub fn ask(system: &str, session: &str, n_tokens: u32, stream: bool) -> Ask {
-    let mut body = json!({
-        "model": MODEL,
-        "messages": [
-            {"role": "system", "content": system},
-            {"role": "user", "content": "What does it say?"},
-        ],
-        "max_tokens": n_tokens,
-        "temperature": 0,
-        "ignore_eos": true,
-    });
-    if stream {
-        body["stream"] = json!(true);
-        body["stream_options"] = json!({"include_usage": true});
-    }
-    Ask {
-        path: "/v1/chat/completions",
-        body,
-        headers: vec![
-            ("authorization", format!("Bearer {KEY}")),
-            // Envoy and vllm-router, then LiteLLM.
-            ("x-session-id", session.to_owned()),
-            ("x-litellm-session-id", session.to_owned()),
-        ],
-    }
+    shared_prefix::chat(system, session, n_tokens, stream, KEY)
 }
 
 #[cfg(test)]
@@ -344,13 +321,5 @@ mod tests {
         };
         assert!(checks(Policy::Affinity).contains("session_affinity"));
         assert!(!checks(Policy::RoundRobin).contains("session_affinity"));
-    }
-
-    #[test]
-    fn a_question_asks_for_its_usage() {
-        let streamed = ask("a", "b", 3, true);
-        assert_eq!(streamed.body["stream_options"]["include_usage"], true);
-        assert_eq!(streamed.body["max_tokens"], 3);
-        assert!(ask("a", "b", 3, false).body["stream"].is_null());
     }
 }
