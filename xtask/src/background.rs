@@ -26,6 +26,21 @@ impl Background {
     ///
     /// If it cannot be started.
     pub fn start(program: &Path, args: &[String], folder: &Path, log: &str) -> Result<Self> {
+        Self::start_with(program, args, folder, log, &[])
+    }
+
+    /// As [`Self::start`], with variables of its environment.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_with(
+        program: &Path,
+        args: &[String],
+        folder: &Path,
+        log: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let log = folder.join(log);
         let file = File::create(&log).with_context(|| log.display().to_string())?;
         let child = Command::new(program)
@@ -33,6 +48,7 @@ impl Background {
             .current_dir(folder)
             .env("HOME", folder)
             .envs(QUIET)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

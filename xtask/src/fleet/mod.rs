@@ -81,7 +81,7 @@ pub fn run(args: &FleetArgs) -> Result<ExitCode> {
         }
     }
     println!("\n{}", table::table(&rows));
-    let failed = rows.iter().filter(|row| !row.faults.is_empty()).count();
+    let failed = rows.iter().filter(|row| row.has_failed()).count();
     println!("{} parts, {failed} failed", rows.len());
     Ok(ExitCode::from(u8::from(failed > 0)))
 }

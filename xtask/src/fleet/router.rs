@@ -13,7 +13,7 @@ use super::shared_prefix::{self, MODEL};
 use crate::background::Background;
 use crate::clients::install::Installed;
 use crate::gateway::{Cluster, Gateway, Setting};
-use crate::http;
+use crate::{cargo, http};
 
 pub const KEY: &str = "sk-fleet-key";
 pub const TRIAL_KEY: &str = "sk-fleet-trial";
@@ -46,9 +46,15 @@ enum Form {
     Workers(&'static str, &'static [&'static str]),
     Envoy,
     LiteLlm,
+    /// A frontend, and a worker of this repository for each engine.
+    Dynamo,
 }
 
-pub const ROUTERS: [Router; 5] = [
+/// Its migration repeats requests that it has tokenized itself.
+const NO_MIGRATION: &str =
+    "a worker that takes texts, whose request fails, is not asked again or replaced";
+
+pub const ROUTERS: [Router; 6] = [
     Router {
         name: "sglang-router",
         environment: "sglang_router",
@@ -82,7 +88,21 @@ pub const ROUTERS: [Router; 5] = [
         environment: "litellm",
         policies: ["session_affinity", "simple-shuffle"],
         form: Form::LiteLlm,
-        lacks: &[],
+        lacks: &[(
+            "replica killed",
+            "a stream that breaks before its first token is not sent again, and its client gets 500",
+        )],
+    },
+    Router {
+        name: "dynamo",
+        environment: "dynamo",
+        policies: ["session affinity", "round-robin"],
+        form: Form::Dynamo,
+        lacks: &[
+            ("replica killed", NO_MIGRATION),
+            ("replica drained", NO_MIGRATION),
+            ("rolling restart", NO_MIGRATION),
+        ],
     },
 ];
 
@@ -100,7 +120,7 @@ pub struct Running {
 }
 
 enum Process {
-    Program { _background: Background },
+    Programs { _all: Vec<Background> },
     Envoy { _gateway: Box<Gateway> },
 }
 
@@ -124,7 +144,17 @@ impl Router {
 
     /// Whether it checks keys and limits rates here.
     pub fn is_gateway(&self) -> bool {
-        !matches!(self.form, Form::Workers(..))
+        matches!(self.form, Form::Envoy | Form::LiteLlm)
+    }
+
+    /// What it answers to a wrong key, and to none. LiteLLM keeps keys other than the master key in a
+    /// database; without one it lets no wrong key in, and says so in other ways.
+    pub fn key_statuses(&self) -> [u16; 2] {
+        if self.form == Form::LiteLlm {
+            [400, 500]
+        } else {
+            [401, 401]
+        }
     }
 
     /// Whether its limits are of a client's key, or else of a model.
@@ -157,6 +187,10 @@ impl Router {
             Form::LiteLlm => {
                 let litellm = installed.program_of(self.environment, "litellm");
                 start_litellm(&litellm, ports, policy, folder)
+            }
+            Form::Dynamo => {
+                let python = installed.program_of(self.environment, "python3");
+                start_dynamo(&python, ports, policy, folder)
             }
         };
         started.with_context(|| self.name.to_owned())
@@ -195,8 +229,8 @@ impl Router {
         let background = Background::start(program, &args, folder, "router.log")?;
         let address = format!("127.0.0.1:{port}");
         Ok(Running {
-            _process: Process::Program {
-                _background: serving(background, &address)?,
+            _process: Process::Programs {
+                _all: vec![serving(background, &address)?],
             },
             address,
             prometheus: Some(format!("127.0.0.1:{prometheus}")),
@@ -249,9 +283,67 @@ fn start_litellm(program: &Path, ports: &[u16], policy: Policy, folder: &Path) -
     let background = Background::start(program, &args.map(str::to_owned), folder, "router.log")?;
     let address = format!("127.0.0.1:{port}");
     Ok(Running {
-        _process: Process::Program {
-            _background: serving(background, &address)?,
+        _process: Process::Programs {
+            _all: vec![serving(background, &address)?],
         },
+        address,
+        prometheus: None,
+    })
+}
+
+/// With discovery by files: no etcd, no NATS.
+fn start_dynamo(python: &Path, ports: &[u16], policy: Policy, folder: &Path) -> Result<Running> {
+    let store = folder.join("discovery");
+    // Of an earlier run, whose workers have ended.
+    if store.exists() {
+        fs::remove_dir_all(&store).with_context(|| store.display().to_string())?;
+    }
+    let environment = [
+        ("DYN_FILE_KV", store.display().to_string()),
+        ("DYN_LOGGING_CONSOLE_COLORS", "0".to_owned()),
+    ];
+    let start = |args: &[&str], log: &str| {
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        Background::start_with(python, &args, folder, log, &environment)
+    };
+    let worker = cargo::root()?.join("engine/tests/clients/dynamo_worker.py");
+    let worker = worker.display().to_string();
+    let mut all = Vec::new();
+    for port in ports {
+        let url = format!("http://127.0.0.1:{port}");
+        all.push(start(
+            &[&worker, &url, MODEL],
+            &format!("worker-{port}.log"),
+        )?);
+    }
+    let port = free_port()?.to_string();
+    let mut args = vec![
+        "-m",
+        "dynamo.frontend",
+        "--http-host",
+        "127.0.0.1",
+        "--http-port",
+        &port,
+        "--discovery-backend",
+        "file",
+        "--request-plane",
+        "tcp",
+        "--event-plane",
+        "zmq",
+        "--router-mode",
+        "round-robin",
+        "--router-min-initial-workers",
+    ];
+    let n_workers = ports.len().to_string();
+    args.push(&n_workers);
+    if policy == Policy::Affinity {
+        args.extend(["--router-session-affinity-ttl-secs", "600"]);
+    }
+    args.extend(["--migration-limit", "3"]);
+    let address = format!("127.0.0.1:{port}");
+    all.push(serving(start(&args, "router.log")?, &address)?);
+    Ok(Running {
+        _process: Process::Programs { _all: all },
         address,
         prometheus: None,
     })

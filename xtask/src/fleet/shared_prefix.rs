@@ -45,8 +45,9 @@ pub fn chat(system: &str, session: &str, n_tokens: u32, stream: bool, key: &str)
         body,
         headers: vec![
             ("authorization", format!("Bearer {key}")),
-            // Envoy and vllm-router, then LiteLLM.
+            // Envoy and vllm-router, then Dynamo and LiteLLM.
             ("x-session-id", session.to_owned()),
+            ("x-dynamo-session-id", session.to_owned()),
             ("x-litellm-session-id", session.to_owned()),
         ],
     }

@@ -12,13 +12,19 @@ pub struct Row {
     pub n_retries: usize,
     pub hit_rate: Option<f64>,
     pub notes: Vec<String>,
-    /// Checks that failed.
+    /// Checks that failed, and that a router may be known to fail.
     pub faults: Vec<String>,
+    /// Checks that failed and that every router has to pass.
+    pub failures: Vec<String>,
 }
 
 impl Row {
     pub fn fault(&mut self, fault: String) {
         self.faults.push(fault);
+    }
+
+    pub fn has_failed(&self) -> bool {
+        !self.faults.is_empty() || !self.failures.is_empty()
     }
 
     pub fn note_if(&mut self, is_so: bool, note: &str) {
@@ -47,7 +53,8 @@ impl Row {
 
     fn note(&self) -> String {
         let mut notes = self.notes.clone();
-        notes.extend(self.faults.iter().map(|fault| format!("FAILED: {fault}")));
+        let failed = self.faults.iter().chain(&self.failures);
+        notes.extend(failed.map(|fault| format!("FAILED: {fault}")));
         notes.join("; ")
     }
 }
@@ -121,6 +128,7 @@ mod tests {
             hit_rate,
             notes: vec!["x".into()],
             faults: Vec::new(),
+            failures: Vec::new(),
         }
     }
 
@@ -129,12 +137,16 @@ mod tests {
         let mut lost = row("replica killed", None);
         lost.must_lose_nothing();
         assert_eq!(lost.faults, ["2 lost, 0 torn"]);
+        let mut failed = row("replica killed", None);
+        failed.failures.push("all lost".into());
+        failed.forgive(&[("replica killed", "no")]);
+        assert!(failed.has_failed(), "never forgiven");
         let told = table(std::slice::from_ref(&lost));
         assert!(told.contains("FAILED: 2 lost"), "{told}");
         lost.forgive(&[("rolling restart", "no")]);
         assert_eq!(lost.faults.len(), 1);
         lost.forgive(&[("replica killed", "it does not retry")]);
-        assert!(lost.faults.is_empty());
+        assert!(!lost.has_failed());
         let told = table(&[lost]);
         let expected = "| a 1.0 | 2 | replica killed | p | 10 | 2 | 0 | 3 | – | x; 2 lost, 0 torn: it does not retry |\n";
         assert!(told.ends_with(expected), "{told}");

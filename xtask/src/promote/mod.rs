@@ -164,7 +164,10 @@ fn stages(
     let mut engine = PathBuf::new();
     let built = journal.stage("build", |_| {
         engine = cargo::given_or_release_engine(args.engine.as_deref())?;
-        cargo::build_experiments()?;
+        // Built with the engine, unless one was named.
+        if args.engine.is_some() && !cargo::release_binary("experiments")?.is_file() {
+            cargo::build_release(&["experiments"])?;
+        }
         cargo::build_reports()?;
         Ok(Verdict::Passed(engine.display().to_string()))
     })?;
@@ -220,7 +223,8 @@ fn tests(args: &PromoteArgs) -> Result<Verdict> {
     if args.skip_tests {
         return Ok(Verdict::NotDone("--skip-tests, in a dry run".into()));
     }
-    let mut command = vec!["test", "--package", "engine", "--test", "server"];
+    // The same selection of packages as `test`, so that nothing is built twice.
+    let mut command = vec!["test", "--workspace", "--test", "server"];
     command.extend(args.tests.as_deref());
     let tested = cmd("cargo", &command)
         .dir(cargo::root()?)
