@@ -99,6 +99,10 @@ pub const ROUTERS: [Router; 6] = [
         policies: ["session affinity", "round-robin"],
         form: Form::Dynamo,
         lacks: &[
+            (
+                "shared prefixes",
+                "neither of the session's headers decides where a text goes",
+            ),
             ("replica killed", NO_MIGRATION),
             ("replica drained", NO_MIGRATION),
             ("rolling restart", NO_MIGRATION),
