@@ -71,9 +71,10 @@ impl ClusterCounts {
 /// If the file has changed and something to replace is not found.
 pub fn rendered(text: &str, setting: &Setting<'_>) -> Result<String> {
     let mut rendered = text.to_owned();
-    let policy = match setting.round_robin {
-        true => "lb_policy: ROUND_ROBIN",
-        false => "lb_policy: MAGLEV",
+    let policy = if setting.round_robin {
+        "lb_policy: ROUND_ROBIN"
+    } else {
+        "lb_policy: MAGLEV"
     };
     for (old, new, n) in [
         (

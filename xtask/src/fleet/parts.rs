@@ -87,8 +87,7 @@ impl Stage<'_> {
         // At most one request of each user was at that replica.
         let n_broken = row.tally.n_torn + row.tally.n_lost;
         if n_broken > N_USERS {
-            let users = format!("{n_broken} broken, of {N_USERS} users");
-            row.failures.push(users);
+            row.fault(format!("{n_broken} broken, of {N_USERS} users"));
         }
         if row.tally.n_lost > 0 {
             row.fault(format!("{} lost", row.tally.n_lost));

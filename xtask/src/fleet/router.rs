@@ -50,6 +50,7 @@ enum Form {
     Dynamo,
 }
 
+const COOLDOWN: &str = "no health checks: engines that failed are left out for two seconds, and a request that finds none left is refused";
 /// Its migration repeats requests that it has tokenized itself.
 const NO_MIGRATION: &str =
     "a worker that takes texts, whose request fails, is not asked again or replaced";
@@ -88,10 +89,14 @@ pub const ROUTERS: [Router; 6] = [
         environment: "litellm",
         policies: ["session_affinity", "simple-shuffle"],
         form: Form::LiteLlm,
-        lacks: &[(
-            "replica killed",
-            "a stream that breaks before its first token is not sent again, and its client gets 500",
-        )],
+        lacks: &[
+            (
+                "replica killed",
+                "a stream that breaks before its first token is not sent again, and its client gets 500",
+            ),
+            ("replica drained", COOLDOWN),
+            ("rolling restart", COOLDOWN),
+        ],
     },
     Router {
         name: "dynamo",

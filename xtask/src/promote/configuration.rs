@@ -38,18 +38,24 @@ impl Configuration {
         })
     }
 
-    /// Of `engine serve`, without host and port.
+    /// Of `engine serve`, without host and port: `--config` names its models itself.
     pub fn serve_flags(&self, cache: &Path) -> Vec<String> {
-        [
-            "--config",
-            &self.file.display().to_string(),
-            "--model-path",
-            &self.model,
-            "--cache-dir",
-            &cache.display().to_string(),
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        let cache = cache.display().to_string();
+        let mut typed = vec!["--model-path".to_owned(), self.model.clone()];
+        typed.extend(["--cache-dir".to_owned(), cache]);
+        for (name, value) in &self.flags {
+            let flag = format!("--{name}");
+            match value {
+                Value::Boolean(false) => {}
+                Value::Boolean(true) => typed.push(flag),
+                Value::Array(values) => {
+                    typed.push(flag);
+                    typed.extend(values.iter().map(typed_value));
+                }
+                value => typed.extend([flag, typed_value(value)]),
+            }
+        }
+        typed
     }
 
     /// The same configuration as an experiment that has the workload of another one.
@@ -74,6 +80,12 @@ impl Configuration {
         table.insert("flags".into(), Value::Table(self.flags.clone()));
         Ok(toml::to_string(&table)?)
     }
+}
+
+fn typed_value(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn flags_of(text: &str) -> Result<Table> {
@@ -110,6 +122,21 @@ mod tests {
             let error = flags_of(text).expect_err("refused").to_string();
             assert!(error.contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn flags_are_typed_as_the_command_line_takes_them() {
+        let text = "a = true\nb = false\nc = 1.5\nd = \"x\"\ne = [1, \"y\"]";
+        let configuration = Configuration {
+            model: "m".into(),
+            file: PathBuf::new(),
+            flags: flags_of(text).expect("flags"),
+        };
+        let typed = configuration.serve_flags(Path::new("/c")).join(" ");
+        assert_eq!(
+            typed,
+            "--model-path m --cache-dir /c --a --c 1.5 --d x --e 1 y"
+        );
     }
 
     #[test]
