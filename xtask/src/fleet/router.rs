@@ -227,7 +227,8 @@ impl Router {
             ("--health-check-interval-secs", "1"),
             ("--health-failure-threshold", "1"),
             ("--health-success-threshold", "1"),
-            // The circuit breaker of a replica that was restarted closes again as fast.
+            // With the default of ten, all retries of a request may go to the one replica that is down.
+            ("--cb-failure-threshold", "2"),
             ("--cb-timeout-duration-secs", "2"),
             ("--cb-success-threshold", "1"),
             ("--worker-startup-timeout-secs", "60"),

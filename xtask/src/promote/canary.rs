@@ -24,6 +24,8 @@ pub struct Limits {
     pub error_share: f64,
     /// The canary's mean time over that of the stable engines.
     pub time_ratio: f64,
+    /// Below this difference of means no ratio counts: a busy machine alone makes it.
+    pub time_slack_ms: f64,
 }
 
 /// What one cluster did within a step.
@@ -187,7 +189,7 @@ fn judge(baseline: Window, stable: Window, canary: Window, limits: &Limits) -> V
     ] {
         if other <= 0.0 || own <= 0.0 {
             faults.push(format!("{what}: not measured"));
-        } else if own > limits.time_ratio * other {
+        } else if own > limits.time_ratio * other && own > other + limits.time_slack_ms {
             faults.push(format!(
                 "{what} {:.2} times that of {name} (limit {})",
                 own / other,
@@ -210,6 +212,7 @@ mod tests {
         patience: Duration::from_secs(1),
         error_share: 0.01,
         time_ratio: 1.5,
+        time_slack_ms: 5.0,
     };
 
     fn window(n_requests: u64, n_errors: u64, ttft_ms: f64, e2e_ms: f64) -> Window {
@@ -235,6 +238,14 @@ mod tests {
         assert!(
             matches!(judged(window(20, 1, 14.0, 140.0)), Verdict::Passed(_)),
             "one error says nothing"
+        );
+        let fast = window(400, 0, 2.0, 100.0);
+        assert!(
+            matches!(
+                judge(fast, fast, window(20, 0, 6.0, 100.0), &LIMITS),
+                Verdict::Passed(_)
+            ),
+            "three times, and four milliseconds"
         );
         for (canary, wanted) in [
             (window(20, 2, 10.0, 100.0), "10.0 % errors, 0.0 % at stable"),

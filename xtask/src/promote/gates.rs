@@ -183,9 +183,10 @@ fn performance_of(text: &str) -> Result<Verdict> {
     let of = |word: &str| verdicts.iter().filter(|v| v["verdict"] == word).count();
     let (faster, same, slower) = (of("faster"), of("same"), of("slower"));
     let told = format!(
-        "{} figures: {faster} better, {same} the same, {slower} worse, {} undecided",
+        "{} figures: {faster} better, {same} the same, {slower} worse, {} undecided{}",
         verdicts.len(),
-        verdicts.len() - faster - same - slower
+        verdicts.len() - faster - same - slower,
+        resolution(verdicts)
     );
     let worse: Vec<String> = verdicts
         .iter()
@@ -216,6 +217,16 @@ fn performance_of(text: &str) -> Result<Verdict> {
     Ok(Verdict::Passed(told))
 }
 
+/// What the machine's noise lets this gate see: half of the intervals reach further down.
+fn resolution(verdicts: &[Value]) -> String {
+    let lows = verdicts.iter().filter_map(|v| v["interval"][0].as_f64());
+    let mut lows: Vec<f64> = lows.collect();
+    lows.sort_by(f64::total_cmp);
+    lows.get(lows.len() / 2).map_or_else(String::new, |low| {
+        format!("; half of the intervals reach below {low:.0} %")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -243,7 +254,7 @@ mod tests {
     fn judged(warnings: &[&str], verdicts: &[&str]) -> Verdict {
         let verdicts: Vec<Value> = verdicts
             .iter()
-            .map(|v| json!({"verdict": v, "case": "users 5", "short": "TTFT", "before": "1", "after": "2"}))
+            .map(|v| json!({"verdict": v, "interval": [-7.2, 3.0], "case": "users 5", "short": "TTFT", "before": "1", "after": "2"}))
             .collect();
         let text = json!({"warnings": warnings, "verdicts": verdicts}).to_string();
         performance_of(&text).expect("read")
@@ -253,7 +264,7 @@ mod tests {
     fn a_figure_that_is_worse_refuses_and_one_that_is_undecided_does_not() {
         let passed = judged(&[], &["same", "faster", "not seen"]);
         assert!(
-            matches!(&passed, Verdict::Passed(told) if told.contains("1 better, 1 the same, 0 worse, 1 undecided")),
+            matches!(&passed, Verdict::Passed(told) if told.contains("1 better, 1 the same, 0 worse, 1 undecided; half of the intervals reach below -7 %")),
             "{passed:?}"
         );
         let refused = judged(&[], &["same", "slower"]);

@@ -88,8 +88,11 @@ pub struct PromoteArgs {
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
     margin: f64,
     /// Requests of the canary in each of its steps
-    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..))]
     step_requests: u64,
+    /// A difference of mean times below this says nothing
+    #[arg(long, value_name = "MS", default_value_t = 10.0)]
+    step_slack_ms: f64,
     /// How long a step waits for them
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     step_limit_s: u64,
@@ -207,6 +210,7 @@ fn stages(
         patience: Duration::from_secs(args.step_limit_s),
         error_share: 0.01,
         time_ratio: 1.5,
+        time_slack_ms: args.step_slack_ms,
     };
     let promoted = match &args.gateway_admin {
         Some(admin) => at_gateway(admin, args, limits, journal)?,
