@@ -48,9 +48,9 @@ pub struct Admin {
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub struct ClusterCounts {
     pub n_requests: u64,
-    /// Answers of 500 and above, resets and time-outs, before any retry.
+    /// Answers of 400 and above, resets and time-outs, before any retry: what a configuration refuses
+    /// that the other one serves is an error of it, too.
     pub n_errors: u64,
-    pub n_retries: u64,
 }
 
 impl ClusterCounts {
@@ -59,7 +59,6 @@ impl ClusterCounts {
         Self {
             n_requests: self.n_requests - before.n_requests,
             n_errors: self.n_errors - before.n_errors,
-            n_retries: self.n_retries - before.n_retries,
         }
     }
 }
@@ -227,8 +226,10 @@ fn counts_in(page: &str, cluster: &str) -> ClusterCounts {
     };
     ClusterCounts {
         n_requests: of("upstream_rq_total"),
-        n_errors: of("upstream_rq_5xx") + of("upstream_rq_rx_reset") + of("upstream_rq_timeout"),
-        n_retries: of("upstream_rq_retry"),
+        n_errors: ["4xx", "5xx", "rx_reset", "timeout"]
+            .iter()
+            .map(|kind| of(&format!("upstream_rq_{kind}")))
+            .sum(),
     }
 }
 
@@ -266,13 +267,12 @@ mod tests {
     #[test]
     fn a_clusters_counts_are_its_own() {
         let page = "cluster.stable.upstream_rq_total: 7\ncluster.canary.upstream_rq_total: 9\n\
-                    cluster.canary.upstream_rq_5xx: 2\ncluster.canary.upstream_rq_rx_reset: 1\n\
-                    cluster.canary.upstream_rq_retry: 3\n";
+                    cluster.canary.upstream_rq_5xx: 1\ncluster.canary.upstream_rq_4xx: 1\n\
+                    cluster.canary.upstream_rq_rx_reset: 1\n";
         let canary = counts_in(page, "canary");
         let expected = ClusterCounts {
             n_requests: 9,
             n_errors: 3,
-            n_retries: 3,
         };
         assert_eq!(canary, expected);
         assert_eq!(canary.since(expected), ClusterCounts::default());

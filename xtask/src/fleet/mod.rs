@@ -157,7 +157,7 @@ fn with_router(
         add(stage.drain())?;
         add(stage.rolling_restart())?;
         if router.is_gateway() {
-            add(stage.keys_and_limits())?;
+            add(Ok(stage.keys_and_limits()))?;
         }
     }
     table::check_affinity(&mut rows, 1, 0);

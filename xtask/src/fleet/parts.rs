@@ -152,11 +152,7 @@ impl Stage<'_> {
     }
 
     /// A wrong key and too many requests.
-    ///
-    /// # Errors
-    ///
-    /// Never; it returns a row like the others.
-    pub fn keys_and_limits(&mut self) -> Result<Row> {
+    pub fn keys_and_limits(&self) -> Row {
         let address = &self.running.address;
         let short = || router::ask("limits", "limits", 1, false);
         let with_key = |key: &str| {
@@ -202,7 +198,7 @@ impl Stage<'_> {
                     .push(format!("{what}: {found} in place of {wanted}"));
             }
         }
-        Ok(row)
+        row
     }
 }
 

@@ -12,7 +12,7 @@ use crate::http;
 use crate::served::Served;
 
 /// Until a restarted replica gets a request.
-const RETURN_LIMIT: Duration = Duration::from_secs(60);
+const RETURN_LIMIT: Duration = Duration::from_mins(1);
 
 pub struct Replicas {
     engine: PathBuf,

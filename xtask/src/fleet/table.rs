@@ -1,5 +1,7 @@
 //! The rows of `fleet`, and the checks that each has failed.
 
+use std::fmt::Write as _;
+
 use super::load::Tally;
 
 pub struct Row {
@@ -64,7 +66,8 @@ pub fn lines(row: &Row) -> String {
     let whole = table(std::slice::from_ref(row));
     let mut text = whole.lines().last().unwrap_or_default().to_owned() + "\n";
     for (fault, n) in &row.tally.faults {
-        text += &format!("    {n} × {fault}\n");
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "    {n} × {fault}");
     }
     text
 }
@@ -79,8 +82,9 @@ pub fn table(rows: &[Row]) -> String {
         let hits = row
             .hit_rate
             .map_or_else(|| "–".to_owned(), |rate| format!("{:.0} %", rate * 100.0));
-        text += &format!(
-            "| {} {} | {} | {} | {} | {} | {} | {} | {} | {hits} | {} |\n",
+        let _ = writeln!(
+            text,
+            "| {} {} | {} | {} | {} | {} | {} | {} | {} | {hits} | {} |",
             row.router,
             row.version,
             row.n_engines,

@@ -102,7 +102,7 @@ fn between(before: Counters, after: Counters) -> Window {
 pub struct Canary<'a> {
     pub admin: &'a Admin,
     pub stable: Cluster<'a>,
-    pub canary: Cluster<'a>,
+    pub candidate: Cluster<'a>,
     pub limits: Limits,
 }
 
@@ -134,7 +134,7 @@ impl Canary<'_> {
         for percent in STEPS_PERCENT {
             let passed = journal.stage(&format!("canary {percent} %"), |_| {
                 self.admin.set_canary_percent(percent)?;
-                let [stable, canary] = self.step(&self.canary)?;
+                let [stable, canary] = self.step(&self.candidate)?;
                 Ok(judge(baseline, stable, canary, &self.limits))
             })?;
             if !passed {
@@ -149,7 +149,7 @@ impl Canary<'_> {
         let read = || -> Result<[Counters; 2]> {
             Ok([
                 self.stable.counters(self.admin)?,
-                self.canary.counters(self.admin)?,
+                self.candidate.counters(self.admin)?,
             ])
         };
         let before = read()?;
@@ -220,7 +220,6 @@ mod tests {
             counts: ClusterCounts {
                 n_requests,
                 n_errors,
-                n_retries: 0,
             },
             ttft_ms,
             e2e_ms,

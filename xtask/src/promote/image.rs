@@ -1,6 +1,7 @@
 //! The release folder: the engine, its configuration, a bill of materials and the digests of all; and a
 //! container image where Docker or Podman can build one.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -198,7 +199,8 @@ fn digests(folder: &Path) -> Result<String> {
             continue;
         }
         let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-        text += &format!("{:x}  {name}\n", Sha256::digest(&bytes));
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "{:x}  {name}", Sha256::digest(&bytes));
     }
     Ok(text)
 }

@@ -65,7 +65,7 @@ pub fn canary(
             name: "stable",
             engines: vec![replicas.address(stable)],
         },
-        canary: Cluster {
+        candidate: Cluster {
             name: "canary",
             engines: vec![replicas.address(new)],
         },

@@ -178,6 +178,7 @@ fn stages(
         return Ok(Outcome::Refused);
     }
     let cache = cargo::target_dir()?.join("clients/cache");
+    let folder = journal.folder().to_owned();
     let gates = Gates {
         engine: &engine,
         experiments: &cargo::release_binary("experiments")?,
@@ -185,7 +186,7 @@ fn stages(
         deployed,
         candidate,
         cache: &cache,
-        folder: &journal.folder().to_owned(),
+        folder: &folder,
     };
     let passed = journal.stage("answers", |_| gates.quality(args.golden.as_deref()))?
         && journal.stage("speed", |_| {
@@ -269,7 +270,7 @@ fn at_gateway(
             name: "stable",
             engines: args.stable.clone(),
         },
-        canary: Cluster {
+        candidate: Cluster {
             name: "canary",
             engines: args.canary.clone(),
         },
