@@ -351,6 +351,7 @@ mod tests {
                 Runtime::Python(name) => Some(name),
                 Runtime::Node => None,
             })
+            .chain(crate::fleet::environments())
             .collect();
         let folder = sources().join("requirements");
         let mut found = HashSet::new();

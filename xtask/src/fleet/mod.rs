@@ -86,6 +86,12 @@ pub fn run(args: &FleetArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
+/// Of all routers.
+#[cfg(test)]
+pub fn environments() -> Vec<&'static str> {
+    ROUTERS.iter().map(|router| router.environment).collect()
+}
+
 fn installed(routers: &[&Router], folder: &Path) -> Result<Installed> {
     let environments: Vec<&str> = routers.iter().map(|router| router.environment).collect();
     let sources = cargo::root()?.join("engine/tests/clients");
