@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use records::store::{Store, StoredRun};
 use records::verdicts;
 
-use reports::compare::compare;
+use reports::compare::{compare, judge};
 use reports::lang::Lang;
 use reports::load;
 use reports::render::assemble::build;
@@ -58,6 +58,9 @@ struct CompareArgs {
     /// Language: ko or en.
     #[arg(long, value_name = "LANG", default_value = "ko")]
     lang: String,
+    /// Print the verdicts as JSON, for programs.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -136,13 +139,15 @@ fn print_comparison(args: &CompareArgs) -> anyhow::Result<()> {
         machine: args.machine.clone(),
         ..Selection::default()
     };
-    let text = compare(
-        store_of(&args.runs_dir)?,
-        [&args.a, &args.b],
-        &selection,
-        verdict_config(args.margin)?,
-        Lang::parse(&args.lang)?,
-    )?;
+    let (store, names) = (store_of(&args.runs_dir)?, [&*args.a, &*args.b]);
+    let config = verdict_config(args.margin)?;
+    let lang = Lang::parse(&args.lang)?;
+    if args.json {
+        let judged = judge(store, names, &selection, config, lang)?;
+        println!("{}", serde_json::to_string_pretty(&judged)?);
+        return Ok(());
+    }
+    let text = compare(store, names, &selection, config, lang)?;
     print!("{}", outside::lines(&text));
     Ok(())
 }

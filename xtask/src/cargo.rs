@@ -50,6 +50,19 @@ pub fn release_binary(program: &str) -> Result<PathBuf> {
     Ok(target_dir()?.join("release").join(program))
 }
 
+/// The engine that was named, or one that is built now in the release profile.
+pub fn given_or_release_engine(given: Option<&Path>) -> Result<PathBuf> {
+    let built = if let Some(program) = given {
+        program.to_owned()
+    } else {
+        build_release(&MEASURED)?;
+        release_binary("engine")?
+    };
+    built
+        .canonicalize()
+        .with_context(|| built.display().to_string())
+}
+
 /// Builds packages in the release profile, all in one call so that they share features.
 pub fn build_release(packages: &[&str]) -> Result<()> {
     build("release", packages)
@@ -90,7 +103,7 @@ pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
 
 /// The commit of the tree, with `+changes` if files differ from it; without git, or outside a
 /// repository, it says so.
-fn commit(root: &Path) -> String {
+pub fn commit(root: &Path) -> String {
     let git = |args: &[&str]| {
         let output = cmd("git", args).dir(root).stderr_null().read();
         output.map(|text| text.trim().to_owned())

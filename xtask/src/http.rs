@@ -1,11 +1,10 @@
-//! A minimal HTTP client for recipes and the servers that they start.
+//! One request to a server that a recipe has started.
 
-use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ureq::Agent;
+use ureq::http::Response;
 
 const TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -15,66 +14,77 @@ pub struct HttpResponse {
 }
 
 pub fn get(address: &str, path: &str) -> Result<HttpResponse> {
-    send(address, "GET", path, "text/plain", "")
+    let sent = agent(TIMEOUT).get(url(address, path)).call();
+    read(sent).with_context(|| format!("GET {address}{path}"))
 }
 
 pub fn post_json(address: &str, path: &str, body: &str) -> Result<HttpResponse> {
-    send(address, "POST", path, "application/json", body)
+    let request = agent(TIMEOUT).post(url(address, path));
+    let sent = request
+        .header("content-type", "application/json")
+        .send(body);
+    read(sent).with_context(|| format!("POST {address}{path}"))
 }
 
 /// One field of a form.
 pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<HttpResponse> {
-    let body = format!("{name}={}", percent_encoded(value));
-    let kind = "application/x-www-form-urlencoded";
-    send(address, "POST", path, kind, &body)
+    let sent = agent(TIMEOUT)
+        .post(url(address, path))
+        .send_form([(name, value)]);
+    read(sent).with_context(|| format!("POST {address}{path}"))
 }
 
-/// HTTP 1.0, so that the response ends with the connection.
-fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<HttpResponse> {
-    let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    write!(
-        stream,
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut text = String::new();
-    stream
-        .read_to_string(&mut text)
-        .with_context(|| format!("{method} {path}"))?;
-    parse(&text).with_context(|| format!("{method} {path}: no HTTP answer in {text:?}"))
+/// A connection for each request, never through a proxy; every status is an answer.
+pub fn agent(timeout: Duration) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .timeout_global(Some(timeout))
+        .max_idle_connections(0)
+        .build()
+        .into()
 }
 
-fn parse(text: &str) -> Option<HttpResponse> {
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    let body = body.to_owned();
-    Some(HttpResponse { status, body })
+pub fn url(address: &str, path: &str) -> String {
+    format!("http://{address}{path}")
 }
 
-fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
+fn read(sent: Result<Response<ureq::Body>, ureq::Error>) -> Result<HttpResponse> {
+    let mut response = sent?;
+    Ok(HttpResponse {
+        status: response.status().as_u16(),
+        body: response.body_mut().read_to_string()?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
     use super::*;
 
     #[test]
-    fn answers_are_taken_apart_and_forms_put_together() {
-        let answer =
-            parse("HTTP/1.0 503 Service Unavailable\r\nA: b\r\n\r\nno").expect("an answer");
+    fn a_refusal_is_an_answer_and_forms_are_encoded() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let asked = thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a client");
+            let mut asked = String::new();
+            let mut some = [0; 1000];
+            while !asked.ends_with("%22%7D") {
+                let n = client.read(&mut some).expect("a request");
+                asked.push_str(std::str::from_utf8(&some[..n]).expect("a text"));
+            }
+            let answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno";
+            client.write_all(answer).expect("answered");
+            asked
+        });
+        let answer = post_form(&address, "/query", "query", "a{b=~\".*\"}").expect("an answer");
         assert_eq!((answer.status, answer.body.as_str()), (503, "no"));
-        assert!(parse("nothing").is_none());
-        assert_eq!(percent_encoded("a{b=~\".*\"}"), "a%7Bb%3D~%22.%2A%22%7D");
+        let asked = asked.join().expect("no panic");
+        assert!(asked.starts_with("POST /query HTTP/1.1"), "{asked}");
+        assert!(asked.contains("query=a%7Bb%3D"), "{asked}");
     }
 }

@@ -2,6 +2,7 @@
 //! file, or is a function if it only passes its arguments on, and runs the programs that do the
 //! work (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
 
+mod background;
 mod bench;
 mod build;
 mod card;
@@ -16,7 +17,9 @@ mod docs;
 mod exp;
 mod experiments;
 mod feature_union;
+mod fleet;
 mod fuzz;
+mod gateway;
 mod http;
 mod judged;
 mod kernel;
@@ -27,6 +30,7 @@ mod machete;
 mod model;
 mod monitoring;
 mod poison;
+mod promote;
 mod readme;
 mod redis;
 mod report;
@@ -125,6 +129,12 @@ enum Recipe {
     /// Run unmodified third-party clients against an engine: cargo xtask clients --only
     /// langchain,litellm
     Clients(clients::ClientsArgs),
+    /// Run routers of other projects before several engines that are killed, drained and restarted:
+    /// cargo xtask fleet --router envoy,smg
+    Fleet(fleet::FleetArgs),
+    /// From a model and a configuration to all requests, or back: tests, answers, speed, release folder,
+    /// canary at the gateway: cargo xtask promote synthetic:tiny-qwen3 serve.toml --local
+    Promote(promote::PromoteArgs),
     /// Stream to many users while other clients send malicious requests, on the CPU
     Poison(poison::PoisonArgs),
     /// Check the words of code, comments and documents against xtask/words.toml
@@ -203,6 +213,8 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Clean) => clean::run(),
         Some(Recipe::Test(args)) => test::run(&args),
         Some(Recipe::Clients(args)) => clients::run(&args),
+        Some(Recipe::Fleet(args)) => fleet::run(&args),
+        Some(Recipe::Promote(args)) => promote::run(&args),
         Some(Recipe::Poison(args)) => poison::run(&args),
         Some(Recipe::Words(args)) => words::run(&args),
         Some(Recipe::Ci) => ci::run(),

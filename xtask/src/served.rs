@@ -29,8 +29,15 @@ pub struct Served {
 impl Served {
     /// Starts `engine serve` with these flags; returns when it is ready.
     pub fn start(engine: &Path, flags: &[&str], log: &Path) -> Result<Self> {
+        Self::start_on(engine, 0, flags, log)
+    }
+
+    /// As [`Self::start`], on a port that others know already.
+    pub fn start_on(engine: &Path, port: u16, flags: &[&str], log: &Path) -> Result<Self> {
         let mut command = Command::new(engine);
-        command.args(["serve", "--port", "0"]).args(flags);
+        command
+            .args(["serve", "--port", &port.to_string()])
+            .args(flags);
         Self::of(command, log)
     }
 
@@ -80,6 +87,13 @@ impl Served {
         }
         self.check_runs()?;
         bail!("the engine runs but is not healthy; {}", self.last_words());
+    }
+
+    /// Ends it at once (SIGKILL), as a crash would.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("SIGKILL")?;
+        self.child.wait().context("the killed engine")?;
+        Ok(())
     }
 
     /// Shuts it down and waits; fails unless it exits successfully.

@@ -2,6 +2,7 @@
 
 // Measure.
 mod ablate;
+mod answers;
 mod ended;
 mod reproduce;
 mod run;
@@ -33,6 +34,7 @@ use clap::Subcommand;
 use tokio::runtime::Runtime;
 
 use self::ablate::{AblateArgs, ablate};
+use self::answers::{AnswersArgs, answers};
 use self::calibrate::{CalibrateArgs, calibrate};
 use self::export::{ExportArgs, export};
 use self::import::{ImportArgs, import};
@@ -58,6 +60,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run every flag of an experiment off and on, and tell what each does
     Ablate(AblateArgs),
+    /// Compare what a running server says of a fixed text with another server, or with a file
+    Answers(AnswersArgs),
     /// Search an experiment's flags within a budget of time
     Tune(TuneArgs),
     /// Make the next numbered experiment
@@ -140,6 +144,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode> {
             let end = runtime()?.block_on(ablate(&args, repository))?;
             Ok(exit_code(end))
         }
+        Command::Answers(args) => runtime()?.block_on(answers(&args)),
         Command::Tune(args) => {
             let end = tune(&args, Repository::find()?, &runtime()?)?;
             Ok(exit_code(end))

@@ -1,5 +1,7 @@
 //! `experiments run`: several experiments, several replicates each, one record per run.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use records::manifest::{Derived, OURS, Side};
@@ -52,6 +54,9 @@ pub struct RunArgs {
     /// Run the same configuration as two arms: how many verdicts are false
     #[arg(long = "a-a")]
     pub a_a: bool,
+    /// Folder of the experiments [default: experiments]
+    #[arg(long, value_name = "PATH")]
+    pub experiments_dir: Option<PathBuf>,
     #[command(flatten)]
     pub serving: ServingArgs,
     /// Extra engine flags that override the experiment's
@@ -73,9 +78,11 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
         places: args.engine_path.clone(),
         models: args.engine_model.clone(),
     })?;
+    let own_dir = repository.experiments_dir();
+    let experiments_dir = args.experiments_dir.as_deref().unwrap_or(&own_dir);
     let mut arms: Vec<Arm> = Vec::new();
     for name in &args.names {
-        let experiment = Experiment::load(&repository.experiments_dir(), name, &overrides)?;
+        let experiment = Experiment::load(experiments_dir, name, &overrides)?;
         if arms
             .iter()
             .any(|arm| arm.experiment.name == experiment.name)

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use records::manifest::{AnswerOutcome, Answers};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -58,6 +59,52 @@ struct Reference {
     said: Vec<Continuation>,
 }
 
+/// What one server said, for a comparison outside a campaign, now or later.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    server: String,
+    prompts: Vec<Vec<u64>>,
+    said: Vec<Continuation>,
+}
+
+/// # Errors
+///
+/// If the server does not answer, or without log-probabilities.
+pub async fn keep(base_url: &BaseUrl, model: &str) -> Result<Kept> {
+    let start = outside_campaign(base_url, model);
+    let prompts = prompts_of(&start).await;
+    Ok(Kept {
+        server: start.engine.clone(),
+        said: ask(&start, &prompts).await?,
+        prompts,
+    })
+}
+
+/// What a server says to the same prompts, compared with what was kept.
+///
+/// # Errors
+///
+/// If the server does not answer, or without log-probabilities.
+pub async fn compare_with(kept: &Kept, base_url: &BaseUrl, model: &str) -> Result<Answers> {
+    let start = outside_campaign(base_url, model);
+    let said = ask(&start, &kept.prompts).await?;
+    Ok(judged(
+        Some(kept.server.clone()),
+        &compare(&kept.said, &said),
+    ))
+}
+
+fn outside_campaign<'a>(base_url: &'a BaseUrl, model: &'a str) -> Start<'a> {
+    Start {
+        base_url,
+        model,
+        engine: base_url.display(),
+        requested: model,
+        weights: None,
+        incomparable: None,
+    }
+}
+
 /// A server that is asked.
 #[derive(Debug)]
 pub struct Start<'a> {
@@ -75,7 +122,7 @@ pub struct Start<'a> {
 /// What an engine said after one prompt, token by token.
 type Continuation = Vec<Said>;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Said {
     token: String,
     /// The likeliest first.

@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use records::store::Store;
+use serde::Serialize;
 
 use crate::ReportError;
 use crate::lang::Lang;
@@ -43,8 +44,51 @@ pub fn compare(
     config: VerdictConfig,
     lang: Lang,
 ) -> Result<String, ReportError> {
-    let store = store.into();
-    let mut folders = read_all(&store)?;
+    let found = found(&store.into(), names, selection, config, lang)?;
+    let mut text = found.sides;
+    for warning in &found.judged.warnings {
+        let _ = writeln!(text, "{}: {warning}", lang.pick("주의", "warning"));
+    }
+    let _ = writeln!(text, "\n{}", found.configuration);
+    let _ = writeln!(text, "\n{}", figures_table(&found.judged, lang));
+    Ok(text)
+}
+
+/// The verdicts of that text, for programs. With warnings none of them counts.
+#[derive(Debug, Serialize)]
+pub struct Judged {
+    pub warnings: Vec<String>,
+    pub verdicts: Vec<VerdictRow>,
+}
+
+/// # Errors
+///
+/// As [`compare`].
+pub fn judge(
+    store: impl Into<Store>,
+    names: [&str; 2],
+    selection: &Selection,
+    config: VerdictConfig,
+    lang: Lang,
+) -> Result<Judged, ReportError> {
+    Ok(found(&store.into(), names, selection, config, lang)?.judged)
+}
+
+struct Found {
+    /// Which runs stand on either side.
+    sides: String,
+    configuration: String,
+    judged: Judged,
+}
+
+fn found(
+    store: &Store,
+    names: [&str; 2],
+    selection: &Selection,
+    config: VerdictConfig,
+    lang: Lang,
+) -> Result<Found, ReportError> {
+    let mut folders = read_all(store)?;
     folders.retain(|run| selection.keeps(run));
     let cited = |name: &str| {
         Ok::<_, ReportError>(if name.contains('#') {
@@ -65,19 +109,21 @@ pub fn compare(
         cases: read_cases(&complete)?,
         ..Records::default()
     };
-    let warnings = configuration::warnings(&a.arm, &b.arm, lang);
-    let mut text = String::new();
+    let mut sides = String::new();
     for (letter, chosen) in [("A", &a), ("B", &b)] {
         // Writing into a String cannot fail.
-        let _ = writeln!(text, "{letter}  {}", described(chosen, lang));
+        let _ = writeln!(sides, "{letter}  {}", described(chosen, lang));
     }
-    for warning in &warnings {
-        let _ = writeln!(text, "{}: {warning}", lang.pick("주의", "warning"));
-    }
-    let _ = writeln!(text, "\n{}", configuration_table(&a.arm, &b.arm, lang));
-    let figures = figures_table(&records, &a.arm, &b.arm, !warnings.is_empty(), config, lang);
-    let _ = writeln!(text, "\n{figures}");
-    Ok(text)
+    let arms = [named(&a.arm, "A"), named(&b.arm, "B")];
+    let rows = tables::rows(&records, &arms, Some(&arms[0]), &JUDGED, config, lang);
+    Ok(Found {
+        sides,
+        configuration: configuration_table(&a.arm, &b.arm, lang),
+        judged: Judged {
+            warnings: configuration::warnings(&a.arm, &b.arm, lang),
+            verdicts: rows.into_iter().flat_map(|row| row.verdicts).collect(),
+        },
+    })
 }
 
 fn described(chosen: &Chosen<'_>, lang: Lang) -> String {
@@ -131,14 +177,8 @@ fn configuration_table(a: &Arm<'_>, b: &Arm<'_>, lang: Lang) -> String {
     format!("{table}\n{same}")
 }
 
-fn figures_table(
-    records: &Records,
-    a: &Arm<'_>,
-    b: &Arm<'_>,
-    incomparable: bool,
-    config: VerdictConfig,
-    lang: Lang,
-) -> String {
+fn figures_table(judged: &Judged, lang: Lang) -> String {
+    let incomparable = !judged.warnings.is_empty();
     let mut table = plain([
         lang.pick("조건", "case"),
         lang.pick("지표", "metric"),
@@ -153,10 +193,8 @@ fn figures_table(
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let arms = [named(a, "A"), named(b, "B")];
     let mut reasons: Vec<String> = Vec::new();
-    let rows = tables::rows(records, &arms, Some(&arms[0]), &JUDGED, config, lang);
-    for verdict in rows.iter().flat_map(|row| &row.verdicts) {
+    for verdict in &judged.verdicts {
         table.add_row(figures_row(verdict, incomparable, lang));
         let reason = verdict.reason.iter().filter(|_| !incomparable);
         reasons.extend(reason.map(|reason| format!("{}: {reason}", verdict.phrase)));

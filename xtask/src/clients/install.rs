@@ -46,6 +46,10 @@ pub fn check_tools(clients: &[&Client]) -> Result<()> {
     if needs(|runtime| *runtime == Runtime::Node) {
         tools.extend(NODE_TOOLS);
     }
+    check_present(&tools, "the clients need")
+}
+
+fn check_present(tools: &[Tool], who: &str) -> Result<()> {
     let missing: Vec<&str> = tools
         .iter()
         .filter(|(program, args, _)| {
@@ -61,10 +65,7 @@ pub fn check_tools(clients: &[&Client]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    bail!(
-        "the clients need, and this machine lacks: {}",
-        missing.join("; ")
-    );
+    bail!("{who}, and this machine lacks: {}", missing.join("; "));
 }
 
 pub struct Installed {
@@ -96,6 +97,34 @@ impl Installed {
             done.push(client.runtime);
         }
         Ok(installed)
+    }
+
+    /// Python environments alone, of `requirements/<name>.txt` each.
+    pub fn environments(sources: &Path, folder: &Path, names: &[&str]) -> Result<Self> {
+        check_present(&PYTHON_TOOLS, "this recipe needs")?;
+        let installed = Self {
+            sources: sources.to_owned(),
+            folder: folder.to_owned(),
+        };
+        let home = installed.home();
+        fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+        for name in names {
+            installed.install_python(name)?;
+        }
+        Ok(installed)
+    }
+
+    /// A program of an environment.
+    pub fn program_of(&self, environment: &str, program: &str) -> PathBuf {
+        self.python(environment).join("bin").join(program)
+    }
+
+    /// The pinned version of the first package of an environment.
+    pub fn version_of(&self, environment: &str) -> Result<String> {
+        let pinned = read(&self.requirements(environment))?;
+        let first = lines(&pinned).find_map(|line| line.split_once("=="));
+        let (_, version) = first.with_context(|| format!("{environment} pins nothing"))?;
+        Ok(version.to_owned())
     }
 
     /// The program file, or a name to be looked up in `PATH`: not a path, which duct would resolve
@@ -322,6 +351,7 @@ mod tests {
                 Runtime::Python(name) => Some(name),
                 Runtime::Node => None,
             })
+            .chain(crate::fleet::environments())
             .collect();
         let folder = sources().join("requirements");
         let mut found = HashSet::new();

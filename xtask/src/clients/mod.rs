@@ -18,13 +18,13 @@
 
 mod book;
 mod catalogue;
-mod install;
-mod program;
+pub mod install;
+pub mod program;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
@@ -61,7 +61,7 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     let folder = cargo::target_dir()?.join("clients");
     let sources = cargo::root()?.join("engine/tests/clients");
     let installed = Installed::prepare(&sources, &folder, &clients)?;
-    let engine = engine(args.engine_bin.as_deref())?;
+    let engine = cargo::given_or_release_engine(args.engine_bin.as_deref())?;
     let cache = folder.join("cache");
     let cache_dir = cache.display().to_string();
     let flags = [
@@ -108,18 +108,6 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
 fn chosen(names: &[String]) -> Vec<&'static Client> {
     let is_chosen = |client: &&Client| names.is_empty() || names.iter().any(|n| n == client.name);
     CLIENTS.iter().filter(is_chosen).collect()
-}
-
-fn engine(given: Option<&Path>) -> Result<PathBuf> {
-    let built = if let Some(program) = given {
-        program.to_owned()
-    } else {
-        cargo::build_release(&cargo::MEASURED)?;
-        cargo::release_binary("engine")?
-    };
-    built
-        .canonicalize()
-        .with_context(|| built.display().to_string())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ const N_SHOWN_CHARS: usize = 400;
 
 /// No client makes internet requests: no telemetry, no hub, no price lists. Other packages must not
 /// take the torch replacement for torch.
-const QUIET: [(&str, &str); 17] = [
+pub const QUIET: [(&str, &str); 17] = [
     ("DO_NOT_TRACK", "1"),
     ("HF_DATASETS_OFFLINE", "1"),
     ("HF_HUB_DISABLE_TELEMETRY", "1"),
