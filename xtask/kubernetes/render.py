@@ -1,5 +1,6 @@
-"""Renders a folder's kustomization and reads what comes out."""
+"""Renders a folder's kustomization and reads what comes out; `render.py FOLDER` prints it as JSON."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,3 +27,7 @@ def is_core(found):
     return found["apiVersion"].split("/")[0] in {
         "v1", "apps", "policy", "networking.k8s.io", "rbac.authorization.k8s.io",
     }
+
+
+if __name__ == "__main__":
+    json.dump(objects(sys.argv[1]), sys.stdout)

@@ -15,29 +15,36 @@ pub struct HttpResponse {
 }
 
 pub fn get(address: &str, path: &str) -> Result<HttpResponse> {
-    send(address, "GET", path, "text/plain", "")
+    send(address, "GET", path, "Content-Type: text/plain\r\n", b"")
 }
 
 pub fn post_json(address: &str, path: &str, body: &str) -> Result<HttpResponse> {
-    send(address, "POST", path, "application/json", body)
+    let head = "Content-Type: application/json\r\n";
+    send(address, "POST", path, head, body.as_bytes())
 }
 
 /// One field of a form.
 pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<HttpResponse> {
     let body = format!("{name}={}", percent_encoded(value));
-    let kind = "application/x-www-form-urlencoded";
-    send(address, "POST", path, kind, &body)
+    let head = "Content-Type: application/x-www-form-urlencoded\r\n";
+    send(address, "POST", path, head, body.as_bytes())
+}
+
+/// Any bytes; `head` has whole lines that describe them.
+pub fn post_bytes(address: &str, path: &str, head: &str, body: &[u8]) -> Result<HttpResponse> {
+    send(address, "POST", path, head, body)
 }
 
 /// HTTP 1.0, so that the response ends with the connection.
-fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<HttpResponse> {
+fn send(address: &str, method: &str, path: &str, head: &str, body: &[u8]) -> Result<HttpResponse> {
     let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     write!(
         stream,
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\n{head}Content-Length: {}\r\n\r\n",
         body.len()
     )?;
+    stream.write_all(body)?;
     let mut text = String::new();
     stream
         .read_to_string(&mut text)

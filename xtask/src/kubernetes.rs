@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use duct::{Expression, cmd};
+use serde_json::Value;
 
 use crate::cargo;
 use crate::source_files::files_below;
@@ -58,6 +59,28 @@ pub fn check(root: &Path) -> Result<()> {
     }
     print!("{}", outcome?);
     Ok(())
+}
+
+/// The objects of a folder of the manifests, as they would be applied.
+///
+/// # Errors
+///
+/// If it cannot be rendered, or the programs cannot be installed.
+pub fn rendered(root: &Path, folder: &str) -> Result<Vec<Value>> {
+    let tools = install(root, &cargo::target_dir()?)?;
+    let scratch = cargo::target_dir()?.join(format!("rendered-{}", std::process::id()));
+    let render = root.join("xtask/kubernetes/render.py");
+    let outcome = copy_manifests(root, &scratch).and_then(|()| {
+        let args = ["-B".into(), render, scratch.join(folder)];
+        let said = python(&tools, args)
+            .read()
+            .context("rendering the manifests")?;
+        serde_json::from_str(&said).context("the rendered manifests")
+    });
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+    }
+    outcome
 }
 
 fn python(tools: &Path, args: impl IntoIterator<Item = PathBuf>) -> Expression {

@@ -2,6 +2,7 @@
 //! file, or is a function if it only passes its arguments on, and runs the programs that do the
 //! work (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
 
+mod autoscale;
 mod bench;
 mod build;
 mod card;
@@ -71,6 +72,9 @@ enum Recipe {
     Against(TrailingArgs),
     /// Project first tokens and decode steps onto cards that this engine never ran on: cargo xtask project --out FOLDER
     Project(TrailingArgs),
+    /// Simulate a day of fixed fleets and of the one that the Kubernetes manifests scale: cargo xtask
+    /// autoscale --only-autoscaled
+    Autoscale(autoscale::AutoscaleArgs),
     /// Turn a file of `engine selftest --json` into a card of the simulator: cargo xtask card selftest.json
     Card(card::CardArgs),
     /// Compare the scheduling policies from the records, for the experiment's notes: cargo xtask
@@ -182,6 +186,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Simulate(args)) => experiments::simulate(&args),
         Some(Recipe::Against(args)) => experiments::against(&args),
         Some(Recipe::Project(args)) => experiments::project(&args),
+        Some(Recipe::Autoscale(args)) => autoscale::run(&args),
         Some(Recipe::Card(args)) => card::run(&args),
         Some(Recipe::Policies(args)) => experiments::policies(&args),
         Some(Recipe::Notes(args)) => experiments::notes(&args),
