@@ -118,9 +118,15 @@ async fn probed_and_scraped_paths_answer() {
 fn names(query: &str) -> impl Iterator<Item = &str> {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     query.split(move |c| !is_of_name(c)).filter(|name| {
-        ["vllm:", "sglang:", "engine_", "process_", "inference_"]
-            .iter()
-            .any(|start| name.starts_with(start))
+        [
+            "vllm:",
+            "sglang:",
+            "engine_",
+            "process_",
+            "inference_extension_",
+        ]
+        .iter()
+        .any(|start| name.starts_with(start))
     })
 }
 

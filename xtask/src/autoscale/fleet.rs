@@ -49,7 +49,7 @@ pub struct Outcome {
 #[serde(deny_unknown_fields)]
 pub struct Served {
     #[serde(rename = "sent_s")]
-    _sent_s: f64,
+    _sent: f64,
     pub ttft_s: Option<f64>,
     pub tpot_s: Option<f64>,
 }

@@ -30,6 +30,7 @@ pub struct Git {
 
 /// What the simulation takes and no record measures.
 #[derive(Clone, Copy, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the unit is in the name")]
 pub struct Assumed {
     pub start_s: f64,
     pub hold_s: f64,

@@ -136,7 +136,7 @@ impl Autoscaler {
             return wanted.min(limit.unwrap_or(wanted).max(self.n_replicas));
         }
         let limits = behavior.scale_down.policies.iter().map(|policy| {
-            let removed = self.changed_within(now_s, policy, |from, to| from.saturating_sub(to));
+            let removed = self.changed_within(now_s, policy, u32::saturating_sub);
             let began_with = self.n_replicas + removed;
             match policy.kind {
                 PolicyKind::Pods => began_with.saturating_sub(policy.value),
