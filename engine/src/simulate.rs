@@ -2,6 +2,7 @@
 //! simulate`. No server, no thread, no sleep; thousands of requests in seconds.
 
 mod arrivals;
+pub mod fleet;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -135,10 +136,7 @@ pub fn simulate(
     let (tokenizer, _) = load_text(&model.resolved)?;
     let executor = executor(config, model, card)?;
     let info = executor.info().clone();
-    let mut scheduler_config =
-        engine_loop_config(config, Device::Cuda, info.kv_pool_tokens).scheduler;
-    scheduler_config.run_ahead = config.overlap_schedule;
-    scheduler_config.host_tier = info.host_tier.map(HostTierConfig::from);
+    let scheduler_config = scheduler_of(config, &info);
     let model_config = model.checkpoint.config();
     let (max_sequence_tokens, sequence_limit_name) =
         sequence_limit(config, model_config, scheduler_config.pool_tokens())?;
@@ -167,6 +165,13 @@ pub fn simulate(
         executor: info,
         requests: player.done,
     })
+}
+
+fn scheduler_of(config: &EngineConfig, info: &ExecutorInfo) -> SchedulerConfig {
+    let mut scheduler = engine_loop_config(config, Device::Cuda, info.kv_pool_tokens).scheduler;
+    scheduler.run_ahead = config.overlap_schedule;
+    scheduler.host_tier = info.host_tier.map(HostTierConfig::from);
+    scheduler
 }
 
 /// The simulated executor of `card`, with the KV pool that fits its memory.
@@ -332,21 +337,26 @@ impl Player {
                 }
                 continue;
             }
-            let plan = self.scheduler.plan(self.now);
-            let output = self.executor.execute(&plan)?;
-            let elapsed = self.executor.take_elapsed();
-            self.now += elapsed;
-            let costs = self.costs.observe(&plan, elapsed, &self.executor.counts());
-            self.scheduler.set_restore_costs(costs);
-            let events = self.scheduler.commit(&plan, output);
-            self.scheduler.reuse(plan);
-            for (id, event) in events {
+            for (id, event) in self.step()? {
                 if let Some(user) = self.take_in_event(id, event) {
                     self.send_next(case, &mut unsent, &mut n_sent, Some(user), self.now);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Plans, executes and commits a step; the clock moves to its end.
+    fn step(&mut self) -> Result<Vec<(RequestId, TokenEvent)>, ExecutorError> {
+        let plan = self.scheduler.plan(self.now);
+        let output = self.executor.execute(&plan)?;
+        let elapsed = self.executor.take_elapsed();
+        self.now += elapsed;
+        let costs = self.costs.observe(&plan, elapsed, &self.executor.counts());
+        self.scheduler.set_restore_costs(costs);
+        let events = self.scheduler.commit(&plan, output);
+        self.scheduler.reuse(plan);
+        Ok(events)
     }
 
     /// Sends the next request of the case that the server does not refuse, if there is one.

@@ -14,7 +14,9 @@ use reports::load;
 use reports::render::assemble::build;
 use reports::render::context::ReportLink;
 use reports::render::context::{GroupContext, ReportContext};
-use reports::render::{REPORTS, Report, TRUST, format, last_verdicts, outside, page, trust};
+use reports::render::{
+    REPORTS, Report, TRUST, autoscaling, format, last_verdicts, outside, page, trust,
+};
 use reports::requests_parquet::{self, ParquetArgs};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
@@ -200,6 +202,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         bail!("no run in {} matches --runs/--machine", places(&store));
     }
     let mut context = build(&records, config, lang)?;
+    if args.runs_dir.is_empty() {
+        let simulated = repository_root()?.join("data/autoscaling");
+        context.autoscaling = autoscaling::read(&simulated)?;
+    }
     if let Some(price) = args.price_per_kwh {
         context.take_price(price);
     }

@@ -15,8 +15,8 @@ use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
 use crate::{
-    cargo, crates_apart, deny, docs, feature_union, kernels, layers, machete, readme, source_index,
-    tracked_size, words,
+    cargo, crates_apart, deny, docs, feature_union, kernels, kubernetes, layers, machete, readme,
+    source_index, tracked_size, words,
 };
 
 /// A model that needs no download.
@@ -37,6 +37,7 @@ pub fn run() -> Result<ExitCode> {
         crates_apart::check(&root)
     })?;
     step("words", || words::check(&root))?;
+    step("manifests", || kubernetes::check(&root))?;
     step("layers", || layers::check(&root))?;
     step("dependencies", || {
         deny::check(&root)?;

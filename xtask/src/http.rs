@@ -34,6 +34,20 @@ pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<H
     read(sent).with_context(|| format!("POST {address}{path}"))
 }
 
+/// Any bytes, with headers that describe them.
+pub fn post_bytes(
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<HttpResponse> {
+    let mut request = agent(TIMEOUT).post(url(address, path));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    read(request.send(body)).with_context(|| format!("POST {address}{path}"))
+}
+
 /// A connection for each request, never through a proxy; every status is an answer.
 pub fn agent(timeout: Duration) -> Agent {
     Agent::config_builder()

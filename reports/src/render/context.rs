@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::audit::Audit;
 use crate::lang::Lang;
 use crate::render::ablation::AblationContext;
+use crate::render::autoscaling::AutoscalingContext;
 use crate::render::compare::VerdictRow;
 use crate::render::energy::EnergyTable;
 use crate::render::flag_effects::FlagEffect;
@@ -32,6 +33,8 @@ pub struct ReportContext {
     pub multi_models: Vec<MultiModelContext>,
     /// Simulated campaigns; only where they were asked for.
     pub trust: Option<TrustContext>,
+    /// The simulated day; only of the repository's own records.
+    pub autoscaling: Option<AutoscalingContext>,
     /// What became of the figures that other documents derived.
     pub audit: Audit,
     /// Figures of other documents by source name.

@@ -6,6 +6,7 @@
 
 pub mod ablation;
 pub mod assemble;
+pub mod autoscaling;
 pub mod card;
 mod cautions;
 mod comparable;
