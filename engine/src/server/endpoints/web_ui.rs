@@ -108,14 +108,24 @@ mod tests {
     fn the_page_names_only_files_that_are_served() {
         let mut n_names = 0;
         for (path, kind, text) in FILES {
-            let start = if kind == SCRIPT { "from \"./" } else { "=\"/assets/" };
+            let start = if kind == SCRIPT {
+                "from \"./"
+            } else {
+                "=\"/assets/"
+            };
             for rest in text.split(start).skip(1) {
                 let name = rest.split('"').next().unwrap_or_default();
                 assert!(has_file(&format!("/assets/{name}")), "{path}: {name}");
                 n_names += 1;
             }
             // One element kept as `.innerHTML` would make a model's text a part of the page.
-            for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "style=\""] {
+            for way in [
+                "innerHTML",
+                "outerHTML",
+                "insertAdjacentHTML",
+                "eval(",
+                "style=\"",
+            ] {
                 assert!(!text.contains(way), "{path} has {way}");
             }
             assert!(!text.contains("http://") || kind == SVG || path == "/assets/elements.js");

@@ -14,7 +14,9 @@ function read() {
   }
 }
 
-const isText = (value) => typeof value === "string";
+function isText(value) {
+  return typeof value === "string";
+}
 
 function isMessage(message) {
   return (

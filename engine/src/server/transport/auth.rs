@@ -17,7 +17,7 @@ use crate::server::error::ApiError;
 use crate::server::state::AppState;
 
 /// Paths that need no key: load balancers and Prometheus have none.
-const OPEN_PATHS: [&str; 6] = [
+pub(crate) const OPEN_PATHS: [&str; 6] = [
     "/health",
     "/health_generate",
     "/liveness",
