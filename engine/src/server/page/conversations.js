@@ -1,98 +1,54 @@
-// Conversations in this browser alone: localStorage, newest first.
+// Conversations and settings in this browser alone: localStorage, the newest conversation first.
 
-const STORE = "engine.conversations";
+const NAME = "conversations";
 const FORM = "engine-conversations-1";
 
-let all = read();
-
-function read() {
+// Reads a small value, or keeps one. False if the browser has no room.
+export function setting(name, value) {
+  if (value === undefined) return localStorage.getItem(`engine.${name}`);
   try {
-    const kept = JSON.parse(localStorage.getItem(STORE) ?? "[]");
-    return Array.isArray(kept) ? kept.filter(isConversation) : [];
-  } catch {
-    return [];
-  }
-}
-
-function isText(value) {
-  return typeof value === "string";
-}
-
-function isMessage(message) {
-  return (
-    message !== null &&
-    typeof message === "object" &&
-    ["user", "assistant", "tool"].includes(message.role) &&
-    isText(message.content) &&
-    (message.calls === undefined || Array.isArray(message.calls))
-  );
-}
-
-function isConversation(one) {
-  return (
-    one !== null &&
-    typeof one === "object" &&
-    isText(one.id) &&
-    isText(one.title) &&
-    isText(one.system) &&
-    Array.isArray(one.messages) &&
-    one.messages.every(isMessage)
-  );
-}
-
-// Returns false if the browser has no room.
-function write() {
-  try {
-    localStorage.setItem(STORE, JSON.stringify(all));
+    localStorage.setItem(`engine.${name}`, value);
     return true;
   } catch {
     return false;
   }
 }
 
-export const list = () => all;
+// Whether a file of unknown origin, or what another version kept, is of this form.
+const isConversation = (one) =>
+  [one?.id, one?.title].every((text) => typeof text === "string") && Array.isArray(one.messages) && one.messages.every(isMessage);
 
-export function create(system = "") {
-  // Without TLS, browsers have no crypto.randomUUID on other hosts than localhost.
-  const id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 10)}`;
-  return { id, title: "", system, messages: [], updated: Date.now() };
+const isMessage = (one) =>
+  ["user", "assistant", "tool"].includes(one?.role) && typeof one.content === "string" && (one.calls ?? []).every((call) => typeof call?.function?.arguments === "string");
+
+export function list() {
+  try {
+    return JSON.parse(setting(NAME) ?? "[]").filter(isConversation);
+  } catch {
+    return [];
+  }
 }
 
-// Another tab may have written meanwhile, so only this conversation is replaced.
-export function save(conversation) {
-  conversation.updated = Date.now();
-  const first = conversation.messages.find((message) => message.role === "user");
-  conversation.title = (first?.content ?? "").trim().split("\n")[0].slice(0, 80);
-  all = [conversation, ...read().filter((one) => one.id !== conversation.id)];
-  return write();
+const keep = (all) => setting(NAME, JSON.stringify(all));
+
+// Without TLS, browsers have no crypto.randomUUID on other hosts than localhost.
+export const create = () => ({ id: `${Date.now()}-${Math.random()}`, title: "", messages: [] });
+
+export function save(one) {
+  one.title = (one.messages[0]?.content ?? "").trim().slice(0, 80) || "…";
+  return keep([one, ...list().filter(({ id }) => id !== one.id)]);
 }
 
-export function remove(id) {
-  all = read().filter((one) => one.id !== id);
-  write();
-}
+export const remove = (gone) => keep(list().filter(({ id }) => id !== gone));
 
-export const exported = () => JSON.stringify({ form: FORM, conversations: all }, null, 1);
+export const exported = () => JSON.stringify({ form: FORM, conversations: list() }, null, 1);
 
 // Returns how many were added; throws if the text is something else.
 export function imported(text) {
   const { form, conversations } = JSON.parse(text);
-  if (form !== FORM || !Array.isArray(conversations) || !conversations.every(isConversation)) throw new Error(FORM);
-  const known = new Set(read().map((one) => one.id));
-  const added = conversations.filter((one) => !known.has(one.id));
-  all = [...added, ...read()].sort((a, b) => (b.updated ?? 0) - (a.updated ?? 0));
-  if (!write()) throw new Error("localStorage");
+  if (form !== FORM || !conversations.every(isConversation)) throw new Error(FORM);
+  const known = new Set(list().map(({ id }) => id));
+  const added = conversations.filter(({ id }) => !known.has(id));
+  if (!keep([...added, ...list()])) throw new Error("full");
   return added.length;
-}
-
-// Small values: settings, language, theme.
-export function setting(name, value) {
-  const item = `engine.${name}`;
-  if (value === undefined) return localStorage.getItem(item);
-  try {
-    localStorage.setItem(item, value);
-  } catch {
-    // The setting lasts as long as the page.
-  }
-  return value;
 }

@@ -1,65 +1,42 @@
 // Elements without a framework: every text becomes a text node, never HTML.
 
-const SVG = "http://www.w3.org/2000/svg";
+export const h = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
 
-// Attributes: `on…` are listeners, `class` and the like are set as they are, false leaves one out.
-export function h(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
-}
+export const svg = (tag, attributes, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-export function svg(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS(SVG, tag), attributes, children);
-}
-
+// Attributes: `on…` are listeners; false, null and undefined leave one out. So do children.
 function filled(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "value") element.value = value;
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== undefined && value !== null) element.setAttribute(name, value);
+    else if (value !== false && value !== undefined && value !== null) element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
-// A symbol of index.html.
-export function icon(name) {
-  return svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#i-${name}` }));
-}
+// With a symbol of index.html.
+export const iconButton = (name, label, onclick) =>
+  h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick }, svg("svg", { "aria-hidden": "true" }, svg("use", { href: `#i-${name}` })));
 
-export function iconButton(name, label, onclick, attributes = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
-}
+export const button = (text, onclick, attributes) => h("button", { type: "button", onclick, ...attributes }, text);
 
 export const byId = (id) => document.getElementById(id);
 
-// Says something to screen readers, and for a moment to all.
-let toastTimer;
+// Says something for a moment, to screen readers, too.
+let timer;
 export function say(text) {
-  const toast = byId("toast");
-  toast.textContent = text;
-  toast.classList.add("shown");
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => toast.classList.remove("shown"), 4000);
+  byId("toast").textContent = text;
+  clearTimeout(timer);
+  timer = setTimeout(() => (byId("toast").textContent = ""), 4000);
 }
 
 export async function copy(text) {
+  // Without TLS, browsers have no clipboard on other hosts than localhost.
   try {
     await navigator.clipboard.writeText(text);
-    return true;
+    return "copied";
   } catch {
-    // Without TLS, browsers have no clipboard on other hosts than localhost.
-    const area = h("textarea", { class: "off-screen", value: text });
-    document.body.append(area);
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    return done;
+    return "notCopied";
   }
-}
-
-export function download(name, text) {
-  const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  h("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
 }

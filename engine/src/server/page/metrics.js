@@ -1,29 +1,17 @@
-// Prometheus text: name, labels, value.
+// Prometheus text: name → samples with labels and a value.
 
-const SAMPLE = /^([\w:]+)(?:\{(.*)\})? (\S+)$/;
-const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
-const ESCAPED = { "\\n": "\n" };
-
-export class Metrics {
-  constructor(text) {
-    this.samples = new Map();
-    for (const line of text.split("\n")) {
-      const found = line.startsWith("#") ? null : line.match(SAMPLE);
-      if (!found) continue;
-      const labels = {};
-      for (const [, name, value] of (found[2] ?? "").matchAll(LABEL)) {
-        labels[name] = value.replace(/\\(.)/g, (whole, c) => ESCAPED[whole] ?? c);
-      }
-      const of = this.samples.get(found[1]) ?? [];
-      of.push({ labels, value: Number(found[3]) });
-      this.samples.set(found[1], of);
-    }
+export function parsed(text) {
+  const samples = new Map();
+  for (const [, name, labels = "", value] of text.matchAll(/^([\w:]+)(?:\{(.*)\})? (\S+)$/gm)) {
+    const pairs = [...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, label, of]) => [label, of.replace(/\\(.)/g, (_, c) => (c === "n" ? "\n" : c))]);
+    samples.set(name, [...(samples.get(name) ?? []), { labels: Object.fromEntries(pairs), value: Number(value) }]);
   }
+  return samples;
+}
 
-  // The sum of the samples with these labels; null if there is none.
-  get(name, labels = {}) {
-    const has = (sample) => Object.entries(labels).every(([label, value]) => sample.labels[label] === value);
-    const found = (this.samples.get(name) ?? []).filter(has);
-    return found.length ? found.reduce((sum, sample) => sum + sample.value, 0) : null;
-  }
+// The sum of the samples with these labels; NaN if there is none.
+export function sum(samples, name, labels = {}) {
+  const has = (sample) => Object.entries(labels).every(([label, value]) => sample.labels[label] === value);
+  const found = (samples.get(name) ?? []).filter(has);
+  return found.length ? found.reduce((all, { value }) => all + value, 0) : NaN;
 }

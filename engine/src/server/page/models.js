@@ -1,111 +1,74 @@
-// The models of this server: with the admin key they can be loaded, put to sleep, woken, unloaded.
+// The models of this server; with the admin key they are loaded, put to sleep, woken and unloaded.
 
 import { json, key, setKey } from "./api.js";
-import { byId, h, say } from "./elements.js";
+import { button, byId, h } from "./elements.js";
 import { bytes, number, t } from "./words.js";
 
 const ADMIN = "/admin/models";
 const CHANGES = { ready: ["sleep", "unload"], asleep: ["wake", "unload"], unloaded: ["load"], failed: ["load"] };
-const STATES = { loading: "loadingState", failed: "failedState" };
 
-// The change that is being made, by model; a message of the last one.
+// The model that is being changed, and what the server said against it.
 let busy = null;
 let problem = "";
 
 export async function draw(whenChanged) {
-  const head = h("div", { class: "page-head" }, h("h1", {}, t("models")), keyForm(whenChanged));
-  let models;
-  let help = t("adminHelp");
+  const again = () => draw(whenChanged);
+  const isAdmin = key("admin") !== "";
+  let models = [];
   try {
-    models = (await json(ADMIN, { as: "admin" })).models;
+    models = isAdmin ? (await json(ADMIN, { as: "admin" })).models : (await json("/v1/models")).data;
   } catch (error) {
-    if (error.status === 404) help = t("noAdmin");
-    else if (error.status === 401) help = key("admin") ? `${t("wrongAdmin")} ${error.message}` : t("adminHelp");
-    else problem = error.message;
-    const listed = await json("/v1/models").catch((failed) => ({ data: [], failed }));
-    if (listed.failed) problem = listed.failed.message;
-    models = listed.data.map((one) => ({ name: one.id, state: one.state ?? "ready", max: one.max_model_len, isPlain: true }));
+    problem ||= error.message;
+    models = (await json("/v1/models").catch(() => ({ data: [] }))).data;
   }
-  const change = async (what, body, name) => {
-    busy = { what, name };
+  const change = async (what, name, body) => {
+    busy = name;
     problem = "";
-    const done = json(`${ADMIN}/${what}`, { method: "POST", body, as: "admin" });
-    draw(whenChanged);
-    try {
-      await done;
-      say(`${t("done")}${t(what)} · ${name}`);
-    } catch (error) {
-      problem = error.message;
-    }
+    const done = json(`${ADMIN}/${what}`, { body, as: "admin" }).catch((error) => (problem = error.message));
+    again();
+    await done;
     busy = null;
     whenChanged();
-    draw(whenChanged);
+    again();
   };
-  const cards = models.map((model) => card(model, change));
-  if (models.some((model) => !model.isPlain)) cards.push(loadCard(change));
-  byId("models").replaceChildren(
-    head,
-    h("p", { class: "page-head dim" }, help),
-    problem ? h("div", { class: "page-head error", role: "alert" }, problem) : "",
-    h("div", { class: "cards" }, ...cards),
-  );
-}
-
-function keyForm(whenChanged) {
-  const input = h("input", { type: "password", autocomplete: "off", id: "models-admin-key", value: key("admin"), placeholder: t("adminKey"), "aria-label": t("adminKey") });
+  const input = h("input", { type: "password", autocomplete: "off", id: "models-key", value: key("admin"), placeholder: t("adminKey"), "aria-label": t("adminKey") });
   const onsubmit = (event) => {
     event.preventDefault();
     setKey("admin", input.value.trim());
     problem = "";
-    draw(whenChanged);
+    again();
   };
-  return h("form", { class: "row", onsubmit }, h("div", {}, input), h("button", {}, t("use")));
+  byId("models").replaceChildren(
+    h("form", { class: "row", onsubmit }, h("h1", {}, t("models")), h("div", {}, input), h("button", {}, t("use")), h("span", { class: "dim" }, t("adminHelp"))),
+    problem && h("div", { class: "error", role: "alert" }, problem),
+    h("div", { class: "cards" }, ...models.map((model) => card(model, change)), isAdmin && !problem ? loadCard(change) : ""),
+  );
 }
 
-function card(model, change) {
-  const { name, state } = model;
-  const isBusy = busy?.name === name;
-  const button = (what) => {
-    const onclick = () => {
-      if (what !== "unload" || confirm(t("unloadSure").replace("{name}", name))) change(what, { model: name }, name);
-    };
-    return h("button", { type: "button", class: what === "wake" || what === "load" ? "primary" : "", disabled: Boolean(busy), onclick }, t(what));
-  };
-  const row = (label, value) => (value === undefined || value === null ? [] : [h("dt", {}, label), h("dd", {}, value)]);
-  const isBad = state === "failed" || model.is_healthy === false;
+function card({ id, name = id, state = "ready", reason, ...model }, change) {
+  const row = (label, value) => (value === undefined ? [] : [h("dt", {}, t(label)), h("dd", {}, value)]);
+  const size = (n) => n && bytes(n);
+  const changes = (id ? [] : (CHANGES[state] ?? [])).map((what) => {
+    const run = () => (what !== "unload" || confirm(t("unloadSure") + name)) && change(what, name, { model: name });
+    return button(t(what), run, { disabled: busy !== null });
+  });
   return h(
     "article",
-    { class: "card", "data-model": name, "data-state": state },
+    { class: "card", "data-state": state },
     h("h2", {}, name),
-    h("span", { class: `badge ${isBad ? "bad" : state === "ready" ? "good" : ""}` }, isBusy ? `${t(busy.what)} · ${t("working")}` : t(STATES[state] ?? state)),
-    h(
-      "dl",
-      {},
-      ...row(t("executor"), model.device),
-      ...row(t("weights"), model.weight_bytes && bytes(model.weight_bytes)),
-      ...row(t("kvPool"), model.kv_pool_bytes && bytes(model.kv_pool_bytes)),
-      ...row(t("context"), model.max && `${number(model.max)} ${t("tokens")}`),
-      ...row(t("requests"), model.n_requests !== undefined ? number(model.n_requests) : null),
-    ),
-    model.reason ? h("div", { class: "error" }, model.reason) : null,
-    model.isPlain ? null : h("p", { class: "row" }, ...(CHANGES[state] ?? []).map(button)),
+    h("p", { class: "dim" }, busy === name ? t("working") : t(state)),
+    h("dl", {}, ...row("executor", model.device), ...row("weights", size(model.weight_bytes)), ...row("kvPool", size(model.kv_pool_bytes)), ...row("requests", model.n_requests), ...row("context", model.max_model_len && number(model.max_model_len))),
+    reason && h("div", { class: "error" }, reason),
+    h("p", { class: "row" }, ...changes),
   );
 }
 
 function loadCard(change) {
-  const path = h("input", { required: true, placeholder: "Qwen/Qwen3-0.6B" });
-  const name = h("input", {});
+  const [path, name] = [h("input", { required: true }), h("input")];
   const onsubmit = (event) => {
     event.preventDefault();
     const as = name.value.trim();
-    change("load", { "model-path": path.value.trim(), ...(as && { "served-model-name": as }) }, as || path.value.trim());
+    change("load", as || path.value, { "model-path": path.value.trim(), ...(as && { "served-model-name": as }) });
   };
-  return h(
-    "form",
-    { class: "card", onsubmit },
-    h("h2", {}, t("loadNew")),
-    h("label", {}, t("loadNewHelp"), path),
-    h("label", {}, t("loadName"), name),
-    h("p", {}, h("button", { class: "primary", disabled: Boolean(busy) }, t("load"))),
-  );
+  return h("form", { class: "card", onsubmit }, h("h2", {}, t("loadNew")), h("label", {}, t("loadNewHelp"), path), h("label", {}, t("loadName"), name), h("p", {}, h("button", { disabled: busy !== null }, t("load"))));
 }

@@ -1,13 +1,13 @@
-// The page's start: views, theme, language, models to choose from, shortcuts.
+// The page's start: views, theme, language, the choice of a model, shortcuts.
 
 import { json } from "./api.js";
 import * as chat from "./chat.js";
 import * as conversations from "./conversations.js";
-import { byId, download, h, say } from "./elements.js";
+import { button, byId, h, say } from "./elements.js";
 import * as lab from "./lab.js";
 import * as models from "./models.js";
 import * as settings from "./settings.js";
-import { current, setLanguage, t, translate } from "./words.js";
+import { language, switchLanguage, t, translate } from "./words.js";
 
 const VIEWS = ["chat", "lab", "models"];
 const RETRY_MS = 3000;
@@ -15,71 +15,72 @@ const RETRY_MS = 3000;
 let view = "chat";
 let retry;
 
-function show(next, hasFocus = false) {
+function show(next) {
   view = next;
   for (const one of VIEWS) {
     const tab = byId(`tab-${one}`);
-    tab.setAttribute("aria-selected", String(one === view));
+    tab.ariaSelected = String(one === view);
     tab.tabIndex = one === view ? 0 : -1;
     byId(one).hidden = one !== view;
-    if (one === view && hasFocus) tab.focus();
   }
+  lab.hide();
   if (view === "lab") lab.show();
-  else lab.hide();
   if (view === "models") models.draw(listModels);
 }
 
-function notice(text, button) {
+function showAndFocus(next) {
+  show(next);
+  byId(`tab-${next}`).focus();
+}
+
+function notice(text, action = "") {
   byId("notice").hidden = !text;
-  byId("notice").replaceChildren(...(text ? [h("span", {}, text), button ?? ""] : []));
+  byId("notice").replaceChildren(text, action);
 }
 
 // Also says whether the server can be used at all.
 async function listModels() {
   clearTimeout(retry);
   try {
-    const { data } = await json("/v1/models");
-    const select = byId("model");
-    const chosen = select.value || conversations.setting("model");
-    const ready = data.map((one) => one.id);
-    select.replaceChildren(...ready.map((id) => h("option", { value: id }, id)));
-    if (ready.includes(chosen)) select.value = chosen;
-    notice(ready.length ? "" : t("noModel"));
+    const names = (await json("/v1/models")).data.map(({ id }) => id);
+    const chosen = byId("model").value || conversations.setting("model");
+    byId("model").replaceChildren(...names.map((value) => h("option", { value, selected: value === chosen }, value)));
+    notice(names.length ? "" : t("noModel"));
   } catch (error) {
     if (error.status === 401) {
-      notice(`${error.message} · ${t("needKey")}`, h("button", { type: "button", onclick: () => toggleSettings(true, "api-key") }, t("openSettings")));
+      notice(`${error.message} ${t("needKey")}`, button(t("settings"), () => toggleSettings(true, "api-key")));
       return;
     }
-    notice(error.status ? `${error.message}` : t("unreachable"));
+    notice(error.status ? error.message : t("unreachable"));
     retry = setTimeout(listModels, RETRY_MS);
   }
 }
 
-function toggleSettings(isOpen = byId("settings").hidden, focus) {
+function toggleSettings(isOpen = byId("settings").hidden, focus = "set-system") {
   byId("settings").hidden = !isOpen;
-  byId("open-settings").setAttribute("aria-expanded", String(isOpen));
-  if (isOpen) {
-    toggleSide(false);
-    byId(focus ?? "set-system").focus();
-  } else byId("open-settings").focus();
+  byId("open-settings").ariaExpanded = String(isOpen);
+  byId(isOpen ? focus : "open-settings").focus();
 }
 
-function toggleSide(isOpen) {
+function toggleSide(isOpen = !byId("side").classList.contains("open")) {
   byId("side").classList.toggle("open", isOpen);
-  byId("menu").setAttribute("aria-expanded", String(isOpen));
+  byId("menu").ariaExpanded = String(isOpen);
 }
 
-function theme(next) {
-  if (next) conversations.setting("theme", next);
-  const chosen = conversations.setting("theme");
-  if (chosen) document.documentElement.dataset.theme = chosen;
+function setTheme(theme) {
+  conversations.setting("theme", theme);
+  document.documentElement.dataset.theme = theme;
 }
 
-const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+function switchTheme() {
+  const preferred = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  setTheme((document.documentElement.dataset.theme ?? preferred) === "dark" ? "light" : "dark");
+}
 
 function drawAll() {
   translate();
-  byId("language-now").textContent = current() === "ko" ? "EN" : "한";
+  byId("language").textContent = language() === "ko" ? "EN" : "한";
+  byId("message").placeholder = t("placeholder");
   settings.draw(whenKeyChanges, () => toggleSettings(false));
   chat.draw();
   chat.drawList();
@@ -88,101 +89,79 @@ function drawAll() {
 
 function whenKeyChanges() {
   listModels();
-  if (view === "models") models.draw(listModels);
+  show(view);
 }
 
 function newChat() {
   show("chat");
   toggleSide(false);
-  chat.open(null);
+  chat.open();
 }
 
-function grow() {
-  const area = byId("message");
-  area.style.height = "auto";
-  area.style.height = `${area.scrollHeight}px`;
+function submit(event) {
+  event.preventDefault();
+  if (chat.send(byId("message").value)) byId("message").value = "";
 }
 
-function submit() {
-  if (!chat.send(byId("message").value)) return;
-  byId("message").value = "";
-  grow();
-}
-
-async function importFile(event) {
-  const [file] = event.target.files;
-  event.target.value = "";
-  if (!file) return;
+async function importFile({ target }) {
   try {
-    say(`${t("imported")}${conversations.imported(await file.text())}`);
+    say(t("imported") + conversations.imported(await target.files[0].text()));
     chat.drawList();
   } catch {
     say(t("notImported"));
   }
+  target.value = "";
+}
+
+function exportFile() {
+  const href = URL.createObjectURL(new Blob([conversations.exported()], { type: "application/json" }));
+  h("a", { href, download: "conversations.json" }).click();
 }
 
 function onKey(event) {
-  if (event.key === "Escape") {
-    if (chat.isRunning()) chat.stop();
-    else if (byId("side").classList.contains("open")) toggleSide(false);
-    else if (!byId("settings").hidden) toggleSettings(false);
-    else return;
-  } else if (event.altKey && !event.ctrlKey && !event.metaKey) {
-    // By place of the key: with Alt, some layouts write another letter.
-    const at = ["Digit1", "Digit2", "Digit3"].indexOf(event.code);
-    if (at >= 0) show(VIEWS[at], true);
-    else if (event.code === "KeyN") newChat();
-    else if (event.code === "Comma") toggleSettings();
-    else return;
-  } else return;
+  // By the key's place: with Alt, some layouts write another letter.
+  const at = ["Digit1", "Digit2", "Digit3"].indexOf(event.code);
+  if (event.key === "Escape" && chat.isRunning()) chat.stop();
+  else if (event.key === "Escape" && byId("side").classList.contains("open")) toggleSide(false);
+  else if (event.key === "Escape" && !byId("settings").hidden) toggleSettings(false);
+  else if (!event.altKey || event.ctrlKey || event.metaKey) return;
+  else if (at >= 0) showAndFocus(VIEWS[at]);
+  else if (event.code === "KeyN") newChat();
+  else if (event.code === "Comma") toggleSettings();
+  else return;
   event.preventDefault();
 }
 
-function listen() {
-  VIEWS.forEach((one, at) => {
-    const tab = byId(`tab-${one}`);
-    tab.addEventListener("click", () => show(one));
-    tab.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (step) show(VIEWS.at((at + step) % VIEWS.length), true);
-    });
-  });
-  byId("composer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    submit();
-  });
-  byId("message").addEventListener("input", grow);
-  byId("message").addEventListener("keydown", (event) => {
-    if (!chat.isSending(event)) return;
-    event.preventDefault();
-    submit();
-  });
-  const click = {
-    stop: chat.stop,
-    menu: () => toggleSide(!byId("side").classList.contains("open")),
-    "new-chat": newChat,
-    export: () => download("conversations.json", conversations.exported()),
-    import: () => byId("import-file").click(),
-    theme: () => theme(isDark() ? "light" : "dark"),
-    language: () => {
-      setLanguage(current() === "ko" ? "en" : "ko");
-      drawAll();
-    },
-    "open-settings": () => toggleSettings(),
-  };
-  for (const [id, run] of Object.entries(click)) byId(id).addEventListener("click", run);
-  byId("import-file").addEventListener("change", importFile);
-  byId("model").addEventListener("change", () => conversations.setting("model", byId("model").value));
-  byId("conversations").addEventListener("click", (event) => {
-    if (!event.target.closest(".title")) return;
-    toggleSide(false);
-    show("chat");
-  });
-  document.addEventListener("keydown", onKey);
+function on(id, event, run) {
+  byId(id).addEventListener(event, run);
 }
 
-theme();
-listen();
+for (const [at, one] of VIEWS.entries()) {
+  on(`tab-${one}`, "click", () => show(one));
+  on(`tab-${one}`, "keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) showAndFocus(VIEWS.at((at + step) % VIEWS.length));
+  });
+}
+on("composer", "submit", submit);
+on("message", "keydown", (event) => chat.isSending(event) && submit(event));
+on("stop", "click", chat.stop);
+on("menu", "click", () => toggleSide());
+on("new-chat", "click", newChat);
+on("export", "click", exportFile);
+on("import", "click", () => byId("import-file").click());
+on("import-file", "change", importFile);
+on("theme", "click", switchTheme);
+on("language", "click", () => {
+  switchLanguage();
+  drawAll();
+});
+on("open-settings", "click", () => toggleSettings());
+on("model", "change", () => conversations.setting("model", byId("model").value));
+on("conversations", "click", ({ target }) => target.closest(".title") && toggleSide(false));
+document.addEventListener("keydown", onKey);
+
+if (conversations.setting("theme")) setTheme(conversations.setting("theme"));
 drawAll();
 listModels();
 byId("message").focus();
