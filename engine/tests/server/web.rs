@@ -284,15 +284,15 @@ async fn the_page_is_open_and_its_requests_are_not() {
         client::send(server.address, "GET", path, headers, b"").await
     };
     for (path, kind) in [
-        ("/", "text/html; charset=utf-8"),
-        ("/assets/page.css", "text/css; charset=utf-8"),
-        ("/assets/page.js", "text/javascript; charset=utf-8"),
+        ("/", "text/html"),
+        ("/assets/page.css", "text/css"),
+        ("/assets/page.js", "text/javascript"),
         ("/assets/icon.svg", "image/svg+xml"),
     ] {
         let page = get(path, &[("Origin", PAGE)]).await;
         assert_eq!((page.status, allowed(&page)), (200, None), "{path}");
         let header = |name| page.header(name).unwrap_or_default();
-        assert_eq!(header("content-type"), kind, "{path}");
+        assert!(header("content-type").starts_with(kind), "{path}");
         assert_eq!(header("x-content-type-options"), "nosniff");
         assert_eq!(header("referrer-policy"), "no-referrer");
         let policy = header("content-security-policy");

@@ -9,8 +9,8 @@ import { t } from "./words.js";
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"];
 const object = (properties) => ({ type: "object", properties, required: Object.keys(properties), additionalProperties: false });
 const EXAMPLES = {
-  schema: object({ city: { type: "string" }, population: { type: "integer" }, is_capital: { type: "boolean" } }),
-  definition: { name: "get_weather", description: "The weather in a city", parameters: object({ city: { type: "string" } }) },
+	schema: object({ city: { type: "string" }, population: { type: "integer" }, is_capital: { type: "boolean" } }),
+	definition: { name: "get_weather", description: "The weather in a city", parameters: object({ city: { type: "string" } }) },
 };
 
 let values = JSON.parse(setting("settings") ?? "{}");
@@ -18,71 +18,71 @@ let values = JSON.parse(setting("settings") ?? "{}");
 const value = (name) => (values[name] ?? "").trim();
 
 function set(name, text) {
-  values[name] = text;
-  setting("settings", JSON.stringify(values));
+	values[name] = text;
+	setting("settings", JSON.stringify(values));
 }
 
 export const system = () => value("system");
 
 // The request's fields; throws a message for the reader.
 export function fields() {
-  const out = {};
-  // The server says what is wrong with a number.
-  for (const name of NUMBERS) if (value(name)) out[name] = parsed(name);
-  if (value("think")) out.chat_template_kwargs = { enable_thinking: value("think") === "on" };
-  if (value("schema")) out.response_format = { type: "json_schema", json_schema: { name: "answer", schema: parsed("schema"), strict: true } };
-  if (value("definition")) {
-    out.tools = [parsed("definition")].flat().map((one) => (one.function ? one : { type: "function", function: one }));
-    out.tool_choice = value("toolChoice") || "auto";
-  }
-  return out;
+	const out = {};
+	// The server says what is wrong with a number.
+	for (const name of NUMBERS) if (value(name)) out[name] = parsed(name);
+	if (value("think")) out.chat_template_kwargs = { enable_thinking: value("think") === "on" };
+	if (value("schema")) out.response_format = { type: "json_schema", json_schema: { name: "answer", schema: parsed("schema"), strict: true } };
+	if (value("definition")) {
+		out.tools = [parsed("definition")].flat().map((one) => (one.function ? one : { type: "function", function: one }));
+		out.tool_choice = value("toolChoice") || "auto";
+	}
+	return out;
 }
 
 function parsed(name) {
-  try {
-    return JSON.parse(value(name));
-  } catch (error) {
-    throw new Error(`${t(name)} ${t("badJson")}: ${error.message}`);
-  }
+	try {
+		return JSON.parse(value(name));
+	} catch (error) {
+		throw new Error(`${t(name)} ${t("badJson")}: ${error.message}`);
+	}
 }
 
 export function draw(whenKeyChanges, close) {
-  const field = (tag, name, attributes, ...children) =>
-    h("label", {}, t(name), h(tag, { id: `set-${name}`, value: values[name] ?? "", oninput: (event) => set(name, event.target.value), ...attributes }, ...children));
-  const choice = (name, options) => field("select", name, {}, ...options.map(([value, text]) => h("option", { value, selected: values[name] === value }, text)));
-  const example = (name) => {
-    const put = (text) => {
-      set(name, text);
-      byId(`set-${name}`).value = text;
-    };
-    return h("div", {}, button(t("example"), () => put(JSON.stringify(EXAMPLES[name], null, 2)), { class: "quiet" }), button(t("clear"), () => put(""), { class: "quiet" }));
-  };
-  const keyOf = (kind) => {
-    const onchange = (event) => {
-      setKey(kind, event.target.value.trim());
-      whenKeyChanges();
-    };
-    return h("label", {}, t(`${kind}Key`), h("input", { id: `${kind}-key`, type: "password", autocomplete: "off", value: key(kind), onchange }));
-  };
-  const reset = () => {
-    values = {};
-    set("system", "");
-    draw(whenKeyChanges, close);
-  };
-  byId("settings").replaceChildren(
-    h("div", { class: "row" }, h("h2", { class: "grows" }, t("settings")), iconButton("close", t("close"), close)),
-    field("textarea", "system", { rows: 3 }),
-    h("h3", {}, t("sampling")),
-    h("div", { class: "two" }, ...NUMBERS.map((name) => field("input", name, { inputmode: "decimal", autocomplete: "off" })), choice("think", [["", t("unset")], ["on", t("on")], ["off", t("off")]])),
-    h("h3", {}, t("format")),
-    field("textarea", "schema", { rows: 4, spellcheck: "false" }),
-    example("schema"),
-    field("textarea", "definition", { rows: 4, spellcheck: "false" }),
-    example("definition"),
-    choice("toolChoice", ["auto", "required", "none"].map((name) => [name, name])),
-    h("h3", {}, t("keySection")),
-    // Browsers offer to keep a password outside a form.
-    h("form", { onsubmit: (event) => event.preventDefault() }, keyOf("api"), keyOf("admin")),
-    h("p", {}, button(t("reset"), reset)),
-  );
+	const field = (tag, name, attributes, ...children) =>
+		h("label", {}, t(name), h(tag, { id: `set-${name}`, value: values[name] ?? "", oninput: (event) => set(name, event.target.value), ...attributes }, ...children));
+	const choice = (name, options) => field("select", name, {}, ...options.map(([value, text]) => h("option", { value, selected: values[name] === value }, text)));
+	const example = (name) => {
+		const put = () => {
+			set(name, JSON.stringify(EXAMPLES[name], null, 2));
+			byId(`set-${name}`).value = values[name];
+		};
+		return button(t("example"), put, { class: "quiet" });
+	};
+	const keyOf = (kind) => {
+		const onchange = (event) => {
+			setKey(kind, event.target.value.trim());
+			whenKeyChanges();
+		};
+		return h("label", {}, t(`${kind}Key`), h("input", { id: `${kind}-key`, type: "password", autocomplete: "off", value: key(kind), onchange }));
+	};
+	const reset = () => {
+		values = {};
+		set("system", "");
+		draw(whenKeyChanges, close);
+	};
+	byId("settings").replaceChildren(
+		h("div", { class: "row" }, h("h2", { class: "grows" }, t("settings")), iconButton("close", t("close"), close)),
+		field("textarea", "system", { rows: 3 }),
+		h("h3", {}, t("sampling")),
+		h("div", { class: "two" }, ...NUMBERS.map((name) => field("input", name, { inputmode: "decimal", autocomplete: "off" })), choice("think", [["", t("unset")], ["on", t("on")], ["off", t("off")]])),
+		h("h3", {}, t("format")),
+		field("textarea", "schema", { rows: 4, spellcheck: "false" }),
+		example("schema"),
+		field("textarea", "definition", { rows: 4, spellcheck: "false" }),
+		example("definition"),
+		choice("toolChoice", ["auto", "required", "none"].map((name) => [name, name])),
+		h("h3", {}, t("keySection")),
+		// Browsers offer to keep a password outside a form.
+		h("form", { onsubmit: (event) => event.preventDefault() }, keyOf("api"), keyOf("admin")),
+		h("p", {}, button(t("reset"), reset)),
+	);
 }

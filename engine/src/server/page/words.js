@@ -23,8 +23,6 @@ stop|Stop|중지
 keys|Enter sends · Shift+Enter new line · Esc stops · Alt+N new chat · Alt+1–3 views|Enter 전송 · Shift+Enter 줄바꿈 · Esc 중지 · Alt+N 새 채팅 · Alt+1–3 화면 전환
 hello|What would you like to know?|무엇이 궁금하신가요?
 helloSub|Conversations stay in this browser.|대화는 이 브라우저에만 저장됩니다.
-example1|Explain a paged KV cache with an analogy.|페이지 방식 KV 캐시를 비유로 설명해 줘.
-example2|Write a Python function that merges two sorted lists.|정렬된 두 리스트를 합치는 파이썬 함수를 작성해 줘.
 user|You|나
 assistant|Answer|답변
 edit|Edit|수정
@@ -40,8 +38,6 @@ stopped|stopped|중지됨
 cutOff|max_tokens reached|max_tokens에 도달함
 waiting|Waiting for the first token …|첫 토큰을 기다리는 중…
 rate|tok/s|토큰/초
-rateHelp|Tokens a second after the first one, measured here|첫 토큰 이후의 초당 토큰 수(이 브라우저에서 측정)
-ttftHelp|Time to first token, measured here|첫 토큰까지 걸린 시간(이 브라우저에서 측정)
 prompt|prompt|프롬프트
 cached|cached|캐시
 output|output|출력
@@ -68,7 +64,6 @@ schema|JSON schema|JSON 스키마
 definition|Tool definition|도구 정의
 toolChoice|Tool choice|도구 선택
 example|Example|예시 넣기
-clear|Clear|지우기
 badJson|is not valid JSON|올바른 JSON이 아닙니다
 reset|Reset all|모두 초기화
 live|Live|실시간
@@ -81,7 +76,6 @@ plan|Plan|계획
 execute|Execute|실행
 commit|Commit and send|반영·전송
 idle|Idle|유휴
-perStep|a step|/ 스텝
 steps|Steps|스텝
 pages|KV pages|KV 페이지
 pagesHelp|Tokens in a page: |페이지당 토큰: 
@@ -116,12 +110,8 @@ outputRate|Output tokens a second|초당 출력 토큰
 promptRate|Prompt tokens a second|초당 프롬프트 토큰
 meanTtft|Mean TTFT|평균 TTFT
 meanItl|Mean time between tokens|평균 토큰 간격
-server|Server|서버
-device|Device|장치
 executor|Executor|실행기
 context|Context|컨텍스트
-kernels|Kernels|커널
-version|Version|버전
 adminHelp|Changes need the admin key (--admin-api-key).|변경하려면 관리자 키(--admin-api-key)가 필요합니다.
 load|Load|로드
 unload|Unload|언로드
@@ -152,26 +142,26 @@ export const language = () => LANGUAGES[at];
 export const t = (name) => TEXTS.get(name)?.[at] ?? name;
 
 export function switchLanguage() {
-  at = 1 - at;
-  setting("language", language());
+	at = 1 - at;
+	setting("language", language());
 }
 
 // Fills the texts of index.html.
 export function translate() {
-  document.documentElement.lang = language();
-  for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
-  for (const element of document.querySelectorAll("[data-label]")) element.ariaLabel = element.title = t(element.dataset.label);
+	document.documentElement.lang = language();
+	for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+	for (const element of document.querySelectorAll("[data-label]")) element.ariaLabel = element.title = t(element.dataset.label);
 }
 
 export const number = (value, digits = 0) =>
-  new Intl.NumberFormat(language(), { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);
+	new Intl.NumberFormat(language(), { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);
 
 export function duration(ms) {
-  if (ms < 1) return `${number(ms * 1000)} µs`;
-  return ms < 1000 ? `${number(ms, ms < 10 ? 1 : 0)} ms` : `${number(ms / 1000, 2)} s`;
+	if (ms < 1) return `${number(ms * 1000)} µs`;
+	return ms < 1000 ? `${number(ms, ms < 10 ? 1 : 0)} ms` : `${number(ms / 1000, 2)} s`;
 }
 
 export function bytes(n) {
-  const at = n ? Math.min(4, Math.floor(Math.log2(n) / 10)) : 0;
-  return `${number(n / 1024 ** at, at ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][at]}`;
+	const at = n ? Math.min(4, Math.floor(Math.log2(n) / 10)) : 0;
+	return `${number(n / 1024 ** at, at ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][at]}`;
 }
