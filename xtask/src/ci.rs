@@ -71,9 +71,7 @@ pub fn run() -> Result<ExitCode> {
             bail!("{}", counts.line())
         }
     })?;
-    step("page", || {
-        page::check(&dev_programs(&root, ["engine"])?[0], None)
-    })?;
+    step("page", || page::check(&dev_programs(&root, ["engine"])?[0]))?;
     step("smoke experiment", || smoke(&root))?;
     compiled
         .join()

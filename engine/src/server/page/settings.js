@@ -57,12 +57,9 @@ export function draw(whenKeyChanges, close) {
 		};
 		return button(t("example"), put, { class: "quiet" });
 	};
-	const keyOf = (kind) => {
-		const onchange = (event) => {
-			setKey(kind, event.target.value.trim());
-			whenKeyChanges();
-		};
-		return h("label", {}, t(`${kind}Key`), h("input", { id: `${kind}-key`, type: "password", autocomplete: "off", value: key(kind), onchange }));
+	const onchange = (event) => {
+		setKey("api", event.target.value.trim());
+		whenKeyChanges();
 	};
 	const reset = () => {
 		values = {};
@@ -80,9 +77,8 @@ export function draw(whenKeyChanges, close) {
 		field("textarea", "definition", { rows: 4, spellcheck: "false" }),
 		example("definition"),
 		choice("toolChoice", ["auto", "required", "none"].map((name) => [name, name])),
-		h("h3", {}, t("keySection")),
-		// Browsers offer to keep a password outside a form.
-		h("form", { onsubmit: (event) => event.preventDefault() }, keyOf("api"), keyOf("admin")),
+		// Browsers complain of a password outside a form.
+		h("form", { onsubmit: (event) => event.preventDefault() }, h("label", {}, t("apiKey"), h("input", { id: "api-key", type: "password", autocomplete: "off", value: key("api"), onchange }))),
 		h("p", {}, button(t("reset"), reset)),
 	);
 }

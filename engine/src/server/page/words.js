@@ -49,8 +49,7 @@ import|Import|가져오기
 imported|Conversations added: |가져온 대화: 
 notImported|This file has no conversations of this page.|이 페이지에서 내보낸 대화 파일이 아닙니다.
 full|This browser has no room for the conversation.|브라우저 저장 공간이 부족해 대화를 저장하지 못했습니다.
-keySection|Keys (until this tab is closed)|키 (탭을 닫으면 지워짐)
-apiKey|API key|API 키
+apiKey|API key (until this tab is closed)|API 키 (탭을 닫으면 지워짐)
 adminKey|Admin key|관리자 키
 needKey|Enter the API key in the settings.|설정에서 API 키를 입력해 주세요.
 system|System prompt|시스템 프롬프트
@@ -104,7 +103,6 @@ resultCache|Result cache: hits / misses|결과 캐시: 적중 / 미스
 speculation|Speculation|추측 디코딩
 acceptance|Drafted tokens accepted|채택된 초안 토큰
 perDraft|Accepted a step|스텝당 채택
-byPosition|By position|위치별
 speed|Speed|속도
 outputRate|Output tokens a second|초당 출력 토큰
 promptRate|Prompt tokens a second|초당 프롬프트 토큰
