@@ -97,7 +97,7 @@ async fn allowed_origins_lets_pages_read_answers() {
 
 #[tokio::test]
 async fn disable_web_ui_leaves_no_page() {
-    for (line, status) in [("", 200), ("--disable-web-ui", 404), ("--no-webui", 404)] {
+    for (line, status) in [("", 200), ("--disable-web-ui", 404)] {
         let server = server(line, TestConfig::default()).await;
         for path in ["/", "/assets/page.js"] {
             let answer = client::get(server.address, path).await;
