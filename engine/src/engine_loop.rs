@@ -40,7 +40,7 @@ use self::handle::{Acceptance, AtomicAcceptance};
 use self::handle::{EngineCommand, Shared, is_last};
 pub use self::handle::{EngineHandle, FlushError, RequestStream, SubmitError};
 use self::sleep::{ExecutorState, SuspendRequest};
-use self::step::{StepFailure, execute};
+use self::step::{StepClock, StepFailure, execute};
 use crate::executor::{Executor, ExecutorCounts, StopFlag};
 use crate::guide::{Guide, GuideError};
 use crate::metrics::Metrics;
@@ -214,7 +214,7 @@ impl EngineLoop {
                 // Lookahead work would run during another model's lease.
                 self.scheduler.set_lookahead(!lease.has_waiters());
             }
-            let awoken = Instant::now();
+            let mut clock = StepClock::start();
             self.await_masks();
             self.ask_draft_model();
             let mut plan = self.scheduler.plan(self.started.elapsed());
@@ -230,9 +230,9 @@ impl EngineLoop {
                 self.fail_all(&Failure::Suspended);
                 continue;
             };
-            let begun = Instant::now();
+            clock.end_plan();
             let outcome = execute(executor.as_mut(), &plan);
-            let elapsed = begun.elapsed();
+            let elapsed = clock.end_execution();
             if self.shared.stop.is_raised() && outcome.as_ref().is_err_and(|e| !e.is_panic()) {
                 // Aborted because the grace period is over: not a failure of the step.
                 self.lease = None;
@@ -247,7 +247,7 @@ impl EngineLoop {
             }
             self.metrics.record_executor(&counts);
             if outcome.is_ok() {
-                self.measure_rows(&plan, awoken.elapsed());
+                self.measure_rows(&plan, clock.elapsed());
             }
             if outcome.is_ok() && self.scheduler.config().host_tier.is_some() {
                 let costs = self.costs.observe(&plan, elapsed, &counts);
@@ -262,6 +262,7 @@ impl EngineLoop {
             };
             self.deliver(events);
             self.scheduler.reuse(plan);
+            clock.record(&self.metrics);
         }
     }
 

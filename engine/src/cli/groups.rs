@@ -108,6 +108,7 @@ const GROUPS: [(&str, &[&str]); 10] = [
             "host",
             "port",
             "allowed-origins",
+            "disable-web-ui",
             "strict-model-name",
             "stream-interval",
             "shutdown-grace-s",

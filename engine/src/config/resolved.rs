@@ -172,6 +172,8 @@ pub struct HttpConfig {
     /// Whether an unknown model name is refused even with a single model.
     pub strict_model_name: bool,
     pub allowed_origins: AllowedOrigins,
+    /// Whether `/` is a page for people.
+    pub has_web_ui: bool,
     /// Tokens per streamed chunk.
     pub stream_interval: usize,
     pub max_body_bytes: usize,
@@ -485,6 +487,7 @@ impl HttpArgs {
         Ok(HttpConfig {
             allowed_origins: AllowedOrigins::resolve(&self.allowed_origins, api_key.is_some())?,
             strict_model_name: self.strict_model_name,
+            has_web_ui: !self.disable_web_ui,
             host: host.unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: self.port.unwrap_or(30_000),
             api_key,

@@ -388,6 +388,10 @@ pub struct HttpArgs {
     #[arg(long)]
     pub strict_model_name: bool,
 
+    /// Answer `/` with no page for people
+    #[arg(long)]
+    pub disable_web_ui: bool,
+
     /// Web pages that may read responses (CORS): *, none, or origins such as
     /// `https://chat.example.org` [default: none; with a key, * on the paths that require it]
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]

@@ -2,8 +2,10 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use crate::executor::{Executor, ExecutorError};
+use crate::metrics::Metrics;
 use crate::request::Failure;
 use crate::step::{StepOutput, StepPlan};
 
@@ -46,6 +48,44 @@ pub(super) fn lost(error: &ExecutorError) -> Option<Failure> {
     error.is_device_lost().then(|| Failure::DeviceLost {
         message: error.to_string(),
     })
+}
+
+/// Where a step's time goes: what is done before its execution, the execution, what is done after.
+pub(super) struct StepClock {
+    started: Instant,
+    planned: Duration,
+    executed: Duration,
+}
+
+impl StepClock {
+    pub fn start() -> Self {
+        Self {
+            started: Instant::now(),
+            planned: Duration::ZERO,
+            executed: Duration::ZERO,
+        }
+    }
+
+    pub fn end_plan(&mut self) {
+        self.planned = self.elapsed();
+    }
+
+    /// Returns the time of the execution alone.
+    pub fn end_execution(&mut self) -> Duration {
+        self.executed = self.elapsed().saturating_sub(self.planned);
+        self.executed
+    }
+
+    /// Since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Counts a step whose events have been sent.
+    pub fn record(&self, metrics: &Metrics) {
+        let rest = self.elapsed().saturating_sub(self.planned + self.executed);
+        metrics.record_step_time(self.planned, self.executed, rest);
+    }
 }
 
 pub(super) fn execute(

@@ -13,6 +13,8 @@ mod sglang_names;
 mod tests;
 mod traffic;
 
+use std::time::Duration;
+
 pub use self::kinds::{Counter, Gauge, Histogram};
 pub use self::traffic::{Dropped, TrafficMetrics};
 use crate::executor::ExecutorCounts;
@@ -85,6 +87,8 @@ pub struct Metrics {
     pub decode_steps: Counter,
     pub mixed_steps: Counter,
     pub failed_steps: Counter,
+    /// Nanoseconds of steps: before their execution, in it, and after it.
+    pub step_ns: [Counter; 3],
     pub run_ahead_used: Counter,
     pub run_ahead_discarded: Counter,
     pub host_sampled_tokens: Counter,
@@ -163,6 +167,7 @@ impl Metrics {
             decode_steps: Counter::default(),
             mixed_steps: Counter::default(),
             failed_steps: Counter::default(),
+            step_ns: Default::default(),
             run_ahead_used: Counter::default(),
             run_ahead_discarded: Counter::default(),
             host_sampled_tokens: Counter::default(),
@@ -254,6 +259,12 @@ impl Metrics {
             StepKind::Prefill => self.prefill_steps.add(1),
             StepKind::Decode => self.decode_steps.add(1),
             StepKind::Mixed => self.mixed_steps.add(1),
+        }
+    }
+
+    pub fn record_step_time(&self, plan: Duration, execute: Duration, commit: Duration) {
+        for (counter, part) in self.step_ns.iter().zip([plan, execute, commit]) {
+            counter.add(u64::try_from(part.as_nanos()).unwrap_or(u64::MAX));
         }
     }
 

@@ -216,6 +216,18 @@ impl Metrics {
                 ("failed", count(&self.failed_steps)),
             ],
         );
+        let [plan_s, execute_s, commit_s] = self.step_ns.each_ref().map(|ns| count(ns) / 1e9);
+        page.counters(
+            "engine_step_seconds_total",
+            "Seconds of the engine's thread in steps: plan (drafts and masks included), execute, and \
+             commit (what was sampled is sent).",
+            "part",
+            &[
+                ("plan", plan_s),
+                ("execute", execute_s),
+                ("commit", commit_s),
+            ],
+        );
         page.counters(
             "engine_run_ahead_total",
             "Decode steps started on the device before they were planned, by outcome.",

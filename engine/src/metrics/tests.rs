@@ -220,6 +220,21 @@ fn the_host_tier_is_shown() {
 }
 
 #[test]
+#[expect(clippy::float_cmp, reason = "sums of halves come back exactly")]
+fn the_parts_of_steps_add_up() {
+    let metrics = Metrics::new("m");
+    for execute_ms in [500, 1000] {
+        let [plan, execute, commit] = [250, execute_ms, 0].map(Duration::from_millis);
+        metrics.record_step_time(plan, execute, commit);
+    }
+    let samples = parse(&metrics.render());
+    for (part, seconds) in [("plan", 0.5), ("execute", 1.5), ("commit", 0.0)] {
+        let series = format!("engine_step_seconds_total{{model_name=\"m\",part=\"{part}\"}}");
+        assert_eq!(samples[series.as_str()], seconds, "{part}");
+    }
+}
+
+#[test]
 fn labels_are_escaped() {
     let metrics = Metrics::new("a\"b\\c\nd");
     let text = metrics.render();

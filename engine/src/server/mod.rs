@@ -21,6 +21,8 @@
 //! requests are converted ([`request::converted`]), and a chat's output is written as blocks
 //! ([`response::blocks`]).
 //!
+//! [`endpoints::web_ui`] is the page for people at `/`.
+//!
 //! Deliberately absent: TLS (terminate it in a proxy), `/v1/embeddings` (refused), images and audio,
 //! batches by file.
 
@@ -44,7 +46,7 @@ use tokio::net::TcpListener;
 
 use self::endpoints::{
     admin, anthropic, chat, completions, flush, generate, loads, native, responses, status,
-    tokenize,
+    tokenize, web_ui,
 };
 use self::error::ApiError;
 use self::state::AppState;
@@ -106,6 +108,8 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/server_info", get(status::server_info))
         .route("/get_server_info", get(status::server_info))
+        .route("/", get(web_ui::file))
+        .route("/assets/{name}", get(web_ui::file))
         .route("/admin/models", get(admin::list))
         .route("/admin/models/load", post(admin::load))
         .route("/admin/models/unload", post(admin::unload))

@@ -72,6 +72,7 @@ impl Default for TestConfig {
                 served_model_name: None,
                 strict_model_name: false,
                 allowed_origins: AllowedOrigins::None,
+                has_web_ui: true,
                 stream_interval: 1,
                 max_body_bytes: 64 << 10,
                 max_stop_strings: 4,

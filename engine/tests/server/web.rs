@@ -276,3 +276,41 @@ async fn packed_and_marked_bodies_are_named() {
         assert!(answer.text().contains(what), "{}", answer.text());
     }
 }
+
+#[tokio::test]
+async fn the_page_is_open_and_its_requests_are_not() {
+    let server = server(AllowedOrigins::AnyWithKey, Some("s3cret")).await;
+    let get = async |path: &str, headers: &[(&str, &str)]| {
+        client::send(server.address, "GET", path, headers, b"").await
+    };
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/assets/page.css", "text/css"),
+        ("/assets/page.js", "text/javascript"),
+        ("/assets/icon.svg", "image/svg+xml"),
+    ] {
+        let page = get(path, &[("Origin", PAGE)]).await;
+        assert_eq!((page.status, allowed(&page)), (200, None), "{path}");
+        let header = |name| page.header(name).unwrap_or_default();
+        assert!(header("content-type").starts_with(kind), "{path}");
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        assert_eq!(header("referrer-policy"), "no-referrer");
+        let policy = header("content-security-policy");
+        for rule in [
+            "default-src 'none'",
+            "connect-src 'self'",
+            "frame-ancestors 'none'",
+        ] {
+            assert!(policy.contains(rule), "{policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        let again = get(path, &[("If-None-Match", header("etag"))]).await;
+        assert_eq!((again.status, again.body.len()), (304, 0), "{path}");
+        assert_eq!(again.header("etag"), page.header("etag"), "{path}");
+    }
+    for path in ["/assets/secret.js", "/assets", "/v1/models", "/server_info"] {
+        assert_eq!(get(path, &[]).await.status, 401, "{path}");
+    }
+    let missing = get("/assets/secret.js", &[("Authorization", "Bearer s3cret")]).await;
+    assert_eq!(missing.status, 404);
+}

@@ -444,7 +444,7 @@ const SERVER: &[Alias] = &[
         "tool calls are parsed if the chat template describes them, or --tool-call-parser is given",
     ),
     idle(LlamaCpp, &["--jinja"], "chat templates are always Jinja's"),
-    idle(LlamaCpp, &["--no-webui"], "there is no web UI"),
+    switch(LlamaCpp, &["--no-webui"], "--disable-web-ui"),
     idle(
         LlamaCpp,
         &["--slots"],

@@ -12,3 +12,4 @@ pub(super) mod native;
 pub(super) mod responses;
 pub(super) mod status;
 pub(super) mod tokenize;
+pub(super) mod web_ui;

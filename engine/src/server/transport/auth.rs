@@ -1,5 +1,5 @@
 //! API keys: `Authorization: Bearer <key>` or `X-Api-Key: <key>` on every path except those that
-//! probes use. `/admin/…` has its own key; without one these paths do not exist. Endpoints that
+//! probes use and the files of the page at `/`. `/admin/…` has its own key; without one these paths do not exist. Endpoints that
 //! empty caches or abort other clients' requests require the admin key if there is one, otherwise
 //! the API key.
 
@@ -11,6 +11,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
+use crate::config::HttpConfig;
+use crate::server::endpoints::web_ui;
 use crate::server::error::ApiError;
 use crate::server::state::AppState;
 
@@ -33,6 +35,11 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 pub(crate) fn is_admin(path: &str) -> bool {
     path == ADMIN || path.starts_with(&format!("{ADMIN}/"))
+}
+
+/// Whether a path needs no key. The page's files hold nothing secret; its requests need the key.
+pub(crate) fn is_open(http: &HttpConfig, path: &str) -> bool {
+    OPEN_PATHS.contains(&path) || (http.has_web_ui && web_ui::has_file(path))
 }
 
 pub async fn check_key(
@@ -59,7 +66,7 @@ fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
         (!has_sent(key)).then(|| wrong_admin_key(path))
     } else {
         let key = state.http.api_key.as_deref();
-        let key = key.filter(|_| !OPEN_PATHS.contains(&path));
+        let key = key.filter(|_| !is_open(&state.http, path));
         key.filter(|key| !has_sent(key))
             .map(|_| ApiError::wrong_key())
     }

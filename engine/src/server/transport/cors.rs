@@ -12,9 +12,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::config::AllowedOrigins;
+use crate::config::{AllowedOrigins, HttpConfig};
 use crate::server::state::AppState;
-use crate::server::transport::auth::{OPEN_PATHS, is_admin};
+use crate::server::transport::auth::{is_admin, is_open};
 
 /// Seconds that a browser may cache the preflight's response.
 const MAX_AGE_S: &str = "600";
@@ -25,7 +25,7 @@ const EXPOSED: &str = "x-request-id, x-result-cache, retry-after, x-should-retry
 pub async fn apply(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = &state.http.allowed_origins;
-    let granted = origin.and_then(|origin| grant(allowed, &origin, request.uri().path()));
+    let granted = origin.and_then(|origin| grant(&state.http, &origin, request.uri().path()));
     let Some(granted) = granted else {
         let mut response = next.run(request).await;
         note_dependence(allowed, response.headers_mut());
@@ -50,13 +50,13 @@ pub async fn apply(State(state): State<Arc<AppState>>, request: Request, next: N
 }
 
 /// The value of `access-control-allow-origin`, if this page may read this path's response.
-fn grant(allowed: &AllowedOrigins, origin: &HeaderValue, path: &str) -> Option<HeaderValue> {
+fn grant(http: &HttpConfig, origin: &HeaderValue, path: &str) -> Option<HeaderValue> {
     if is_admin(path) {
         return None;
     }
-    match allowed {
+    match &http.allowed_origins {
         AllowedOrigins::None => None,
-        AllowedOrigins::AnyWithKey if OPEN_PATHS.contains(&path) => None,
+        AllowedOrigins::AnyWithKey if is_open(http, path) => None,
         AllowedOrigins::AnyWithKey | AllowedOrigins::Any => Some(HeaderValue::from_static("*")),
         AllowedOrigins::These(origins) => {
             let sent = origin.to_str().ok()?;

@@ -96,6 +96,17 @@ async fn allowed_origins_lets_pages_read_answers() {
 }
 
 #[tokio::test]
+async fn disable_web_ui_leaves_no_page() {
+    for (line, status) in [("", 200), ("--disable-web-ui", 404)] {
+        let server = server(line, TestConfig::default()).await;
+        for path in ["/", "/assets/page.js"] {
+            let answer = client::get(server.address, path).await;
+            assert_eq!(answer.status, status, "{line} {path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn stream_interval_is_the_tokens_of_a_chunk() {
     let n_chunks = async |line: &str| {
         let server = server(line, TestConfig::saying("abcd")).await;
