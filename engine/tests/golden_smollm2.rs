@@ -18,7 +18,10 @@ use engine::weights::format::CheckpointFormat;
 use engine::weights::{
     Checkpoint, ElementFormat, LoadFormat, Matrix, MatrixId, VectorId, WeightError, open,
 };
+use flate2::read::GzDecoder;
 use half::f16;
+
+const GOLDEN: &[u8] = include_bytes!("data/smollm2_135m_q4_1.json.gz");
 
 #[derive(serde::Deserialize)]
 struct Golden {
@@ -38,7 +41,7 @@ struct Step {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("data/smollm2_135m_q4_1.json")).expect("golden file")
+    serde_json::from_reader(GzDecoder::new(GOLDEN)).expect("golden file")
 }
 
 fn checkpoint() -> &'static dyn Checkpoint {

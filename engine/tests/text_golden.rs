@@ -8,7 +8,10 @@ use engine::source::{self, ModelSource};
 use engine::text::gguf_metadata::{GgufMetadata, MetadataValue};
 use engine::text::{ChatInput, ChatTemplate, TextOrigin, TokenStream, Tokenizer};
 use engine::weights::ModelFiles;
+use flate2::read::GzDecoder;
 use serde_json::{Map, Value};
+
+const GOLDEN: &[u8] = include_bytes!("data/smollm2_135m_q4_1.json.gz");
 
 fn cache() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/models")
@@ -165,8 +168,7 @@ fn a_gguf_vocabulary_gives_the_ids_of_its_tokenizer_json() {
 fn smollm2_prompts_and_continuations_are_llama_cpps() {
     let path = smollm2_file();
     let tokenizer = Tokenizer::from_gguf(&path).expect("tokenizer");
-    let golden: Value =
-        serde_json::from_str(include_str!("data/smollm2_135m_q4_1.json")).expect("valid JSON");
+    let golden: Value = serde_json::from_reader(GzDecoder::new(GOLDEN)).expect("valid JSON");
     let cases = golden["cases"].as_array().expect("cases");
     assert_eq!(cases.len(), 7);
     for case in cases {

@@ -1,6 +1,7 @@
-"""Writes chat_templates.json: templates with what Jinja2, set up as transformers sets it up, makes
+"""Writes chat_templates.json.gz: templates with what Jinja2, set up as transformers sets it up, makes
 of them. Run with jinja2 3.1 installed; the file is committed, so the tests need no Python."""
 
+import gzip
 import json
 import pathlib
 
@@ -130,8 +131,9 @@ for name, source in SOURCES.items():
             case["refused"] = type(error) is jinja2.exceptions.TemplateError
         cases.append(case)
 
-path = pathlib.Path(__file__).with_name("chat_templates.json")
+path = pathlib.Path(__file__).with_name("chat_templates.json.gz")
 lines = [json.dumps(case, ensure_ascii=False, separators=(",", ":")) for case in cases]
-path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+text = "[\n" + ",\n".join(lines) + "\n]\n"
+path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 for case in cases:
     print(case["name"], "->", case.get("error", "ok"))

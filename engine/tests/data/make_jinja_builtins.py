@@ -1,9 +1,10 @@
-"""Writes jinja_builtins.json: expressions with Jinja2's tests, filters, globals and Python's methods,
+"""Writes jinja_builtins.json.gz: expressions with Jinja2's tests, filters, globals and Python's methods,
 and what Jinja2, set up as transformers sets it up, makes of each.
 
     pip install jinja2==3.1.6 && python make_jinja_builtins.py
 """
 
+import gzip
 import json
 import pathlib
 
@@ -105,6 +106,7 @@ for source in dict.fromkeys(EXPRESSIONS):
         cases.append({"source": source, "rendered": env.from_string(source).render(**CONTEXT)})
     except Exception as error:
         cases.append({"source": source, "error": f"{type(error).__name__}: {error}"})
-path = pathlib.Path(__file__).with_name("jinja_builtins.json")
+path = pathlib.Path(__file__).with_name("jinja_builtins.json.gz")
 lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
-path.write_text('{"context": ' + json.dumps(CONTEXT, ensure_ascii=False) + ',\n"cases": [\n' + lines + "\n]}\n")
+text = '{"context": ' + json.dumps(CONTEXT, ensure_ascii=False) + ',\n"cases": [\n' + lines + "\n]}\n"
+path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

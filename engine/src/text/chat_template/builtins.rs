@@ -1,6 +1,6 @@
 //! Tests and filters of Jinja2 that minijinja lacks or implements differently.
 //!
-//! `tests/data/jinja_builtins.json` compares each of them, and minijinja's own, with Jinja2's
+//! `tests/data/jinja_builtins.json.gz` compares each of them, and minijinja's own, with Jinja2's
 //! results. Deliberately absent: filters that write HTML (`urlize`, `xmlattr`) or are random
 //! (`random`, `lipsum`), `filesizeformat` and `wordwrap`.
 

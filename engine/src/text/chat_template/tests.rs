@@ -1,3 +1,5 @@
+use flate2::read::GzDecoder;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::*;
@@ -32,11 +34,15 @@ fn input(messages: &[Json]) -> ChatInput<'_> {
     }
 }
 
+/// A recorded file of tests/data.
+fn recorded<T: DeserializeOwned>(packed: &[u8]) -> T {
+    serde_json::from_reader(GzDecoder::new(packed)).expect("a record")
+}
+
 /// Every template of the file, rendered by Jinja2 with transformers' settings.
 #[test]
 fn renders_what_jinja2_renders() {
-    let cases: Vec<Json> =
-        serde_json::from_str(include_str!("../../../tests/data/chat_templates.json")).unwrap();
+    let cases: Vec<Json> = recorded(include_bytes!("../../../tests/data/chat_templates.json.gz"));
     assert!(cases.len() >= 48);
     let mut wrong = Vec::new();
     for case in &cases {
@@ -290,8 +296,7 @@ fn the_date_is_available() {
 /// Tests, filters, globals, methods and statements, compared with Jinja2.
 #[test]
 fn builtins_do_what_jinja2s_do() {
-    let table: Json =
-        serde_json::from_str(include_str!("../../../tests/data/jinja_builtins.json")).unwrap();
+    let table: Json = recorded(include_bytes!("../../../tests/data/jinja_builtins.json.gz"));
     let cases = table["cases"].as_array().unwrap();
     assert!(cases.len() > 400);
     let extra = table["context"].as_object().cloned().unwrap();
@@ -425,8 +430,9 @@ fn an_operators_template_keeps_the_checkpoints_tokens() {
 /// Prompts whose last message is to be continued, as transformers renders them.
 #[test]
 fn continued_messages_end_as_transformers_ends_them() {
-    let cases: Vec<Json> =
-        serde_json::from_str(include_str!("../../../tests/data/continued_chats.json")).unwrap();
+    let cases: Vec<Json> = recorded(include_bytes!(
+        "../../../tests/data/continued_chats.json.gz"
+    ));
     assert!(cases.len() > 30);
     for case in &cases {
         let mut input = input(case["messages"].as_array().unwrap());
