@@ -397,7 +397,7 @@ fn a_head_that_does_not_fit_ends_the_start_with_its_name() {
             dir.path().to_owned(),
             "target_hidden_size is 96; it must be 64",
         ),
-        (model.path().to_owned(), "architectures is Qwen3ForCausalLM"),
+        (model.path(), "architectures is Qwen3ForCausalLM"),
     ] {
         let flags = format!(
             "--speculative-algorithm EAGLE3 --speculative-draft-model-path {}",

@@ -18,8 +18,10 @@ pub struct Autoscaler {
     last_active_s: f64,
     /// When, and what the triggers asked for.
     recommended: VecDeque<(f64, u32)>,
-    /// When, and from how many to how many.
+    /// The autoscaler's own: when, and from how many to how many. KEDA's, from none and to none, do not
+    /// count for its policies.
     changes: VecDeque<(f64, u32, u32)>,
+    n_changes: usize,
 }
 
 impl Autoscaler {
@@ -30,6 +32,7 @@ impl Autoscaler {
             last_active_s: 0.0,
             recommended: VecDeque::new(),
             changes: VecDeque::new(),
+            n_changes: 0,
         }
     }
 
@@ -120,8 +123,7 @@ impl Autoscaler {
         let behavior = &self.object.behavior;
         if wanted > self.n_replicas {
             let limits = behavior.scale_up.policies.iter().map(|policy| {
-                let added = self.changed_within(now_s, policy, |from, to| to.saturating_sub(from));
-                let began_with = self.n_replicas.saturating_sub(added);
+                let began_with = self.began_with(now_s, policy);
                 match policy.kind {
                     PolicyKind::Pods => began_with + policy.value,
                     PolicyKind::Percent => (f64::from(began_with)
@@ -136,8 +138,7 @@ impl Autoscaler {
             return wanted.min(limit.unwrap_or(wanted).max(self.n_replicas));
         }
         let limits = behavior.scale_down.policies.iter().map(|policy| {
-            let removed = self.changed_within(now_s, policy, u32::saturating_sub);
-            let began_with = self.n_replicas + removed;
+            let began_with = self.began_with(now_s, policy);
             match policy.kind {
                 PolicyKind::Pods => began_with.saturating_sub(policy.value),
                 PolicyKind::Percent => (f64::from(began_with)
@@ -152,21 +153,28 @@ impl Autoscaler {
         wanted.max(limit.unwrap_or(wanted).min(self.n_replicas))
     }
 
-    fn changed_within(&self, now_s: f64, policy: &Policy, count: fn(u32, u32) -> u32) -> u32 {
+    /// The number before the changes of a policy's period, up and down.
+    fn began_with(&self, now_s: f64, policy: &Policy) -> u32 {
         let from_s = now_s - f64::from(policy.period_seconds);
         let changes = self.changes.iter().filter(|(at_s, _, _)| *at_s > from_s);
-        changes.map(|(_, from, to)| count(*from, *to)).sum()
+        changes.fold(self.n_replicas, |n, (_, from, to)| {
+            (n + from).saturating_sub(*to)
+        })
     }
 
     fn change(&mut self, now_s: f64, n_replicas: u32) {
-        if n_replicas != self.n_replicas {
-            self.changes.push_back((now_s, self.n_replicas, n_replicas));
-            self.n_replicas = n_replicas;
+        if n_replicas == self.n_replicas {
+            return;
         }
+        if n_replicas > 0 && self.n_replicas > 0 {
+            self.changes.push_back((now_s, self.n_replicas, n_replicas));
+        }
+        self.n_replicas = n_replicas;
+        self.n_changes += 1;
     }
 
     pub fn n_changes(&self) -> usize {
-        self.changes.len()
+        self.n_changes
     }
 }
 
@@ -185,10 +193,11 @@ mod tests {
         assert_eq!(rule.decide(15.0, &[0.0, 0.0], 0), 0);
         // However many wait, KEDA starts one; the autoscaler goes on.
         assert_eq!(rule.decide(30.0, &[40.0, 0.0], 0), 1);
-        // 40 over 8 are 5, but 100 % or 2 more in half a minute, and one was added in it.
-        assert_eq!(rule.decide(45.0, &[40.0, 0.0], 1), 2);
-        assert_eq!(rule.decide(75.0, &[40.0, 0.0], 2), 4);
-        assert_eq!(rule.decide(105.0, &[40.0, 0.0], 4), 5);
+        // 40 over 8 are 5, but 100 % or 2 more in half a minute; KEDA's one does not count.
+        assert_eq!(rule.decide(45.0, &[40.0, 0.0], 1), 3);
+        assert_eq!(rule.decide(60.0, &[40.0, 0.0], 3), 3);
+        assert_eq!(rule.decide(75.0, &[40.0, 0.0], 3), 5);
+        assert_eq!(rule.decide(105.0, &[40.0, 0.0], 5), 5);
         let mut now_s = 105.0;
         let mut last = 5;
         while last > 0 {

@@ -46,7 +46,8 @@ struct Last {
     /// `fc` of its states, `[hidden]`.
     fused: Vec<f32>,
     is_entered: bool,
-    last_pass: u64,
+    /// The number of the pass that computed it.
+    pass: u64,
 }
 
 /// A row of the target's pass, with what is known of it after sampling.
@@ -248,14 +249,11 @@ impl Eagle {
             position,
             fused,
             is_entered: false,
-            last_pass: self.n_passes,
+            pass: self.n_passes,
         };
         self.last.insert(request, last);
         if self.last.len() > MAX_KEPT {
-            let oldest = self
-                .last
-                .iter()
-                .min_by_key(|(id, last)| (last.last_pass, id.0));
+            let oldest = self.last.iter().min_by_key(|(id, last)| (last.pass, id.0));
             if let Some(id) = oldest.map(|(id, _)| *id) {
                 self.last.remove(&id);
             }
