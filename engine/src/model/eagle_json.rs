@@ -2,7 +2,7 @@
 //!
 //! A head is one Llama layer over the target's states and the tokens that follow them. What would
 //! change its arithmetic and is not computed is refused by name: a head that is read wrongly only
-//! guesses worse, and nobody notices.
+//! guesses worse, and no test of texts notices.
 
 use std::path::Path;
 
@@ -149,7 +149,7 @@ fn layer_ids(fields: &Fields) -> Result<Option<[usize; N_STATES]>, ConfigError> 
 }
 
 impl EagleConfig {
-    /// The layers of the target (0, 1, …; `n_layers` is behind the last) whose inputs the head reads.
+    /// The layers of the target (0, 1, …; `n_layers` is after the last) whose inputs the head reads.
     ///
     /// Without ids in the file these are 2, half of the layers, and 3 before the end. With ids, SpecForge
     /// names the layers whose *outputs* are read and begins with 1; others name inputs.

@@ -342,7 +342,7 @@ fn guesses_are_those_of_the_head_in_f64() {
                 assert_eq!(found.len(), N_DRAFTS);
                 assert_eq!(found[..expected.len()], expected, "after {tokens:?}");
                 n_compared += expected.len();
-                // A step as if so many had been right: the text goes on with them, and a wrong one
+                // A step as if `n_right` had been right: the text goes on with them, and a wrong one
                 // has been in the pages.
                 let known = tokens.len() - 1;
                 let mut fed = vec![tokens[known]];
