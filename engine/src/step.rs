@@ -80,6 +80,9 @@ impl StepPlan {
     }
 }
 
+/// Maximum number of drafts of a row.
+pub const MAX_DRAFTS: usize = 31;
+
 /// One sequence's part of a step.
 #[derive(Debug, Clone)]
 pub struct PlanRow {

@@ -24,9 +24,7 @@ pub use self::ngram::NgramConfig;
 pub use self::suffix::{Answers, SuffixConfig};
 pub use self::times::{StepTimes, TimesMeter};
 use crate::request::Request;
-
-/// Maximum number of drafts of a row that can be asked for.
-pub const MAX_DRAFTS: usize = 31;
+pub use crate::step::MAX_DRAFTS;
 
 /// Guesses the next tokens of one request.
 pub trait Drafter: std::fmt::Debug + Send {

@@ -28,7 +28,7 @@ use crate::kv::{PAGE_TOKENS, PageCopies, PageIdx};
 use crate::model::config::ConfigError;
 use crate::model::eagle_json::N_STATES;
 use crate::request::RequestId;
-use crate::speculation::MAX_DRAFTS;
+use crate::step::MAX_DRAFTS;
 use crate::weights::WeightError;
 use crate::weights::eagle_head::EagleHead;
 
