@@ -305,14 +305,15 @@ impl Fleet {
         Ok(())
     }
 
-    /// The next arrival or start, if there is one.
+    /// The next arrival, start or end of a grace, if there is one.
     fn next_event_s(&self) -> Option<f64> {
         let arrival = self.load.requests.get(self.n_sent).map(|r| r.at_s);
-        let starts = self.replicas.iter().filter_map(|r| match r.state {
+        let changes = self.replicas.iter().filter_map(|r| match r.state {
             State::Starting { ready_s } => Some(ready_s),
-            State::Ready | State::Ending { .. } => None,
+            State::Ending { until_s } => Some(until_s),
+            State::Ready => None,
         });
-        starts.chain(arrival).reduce(f64::min)
+        changes.chain(arrival).reduce(f64::min)
     }
 
     /// Lets all replicas work until this time, and takes in what has ended.

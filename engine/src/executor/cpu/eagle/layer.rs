@@ -1,8 +1,10 @@
 //! The one layer of an EAGLE-3 head, its keys and values, and its lm_head.
 //!
-//!     h = fc of three states of the target, or the row's output before
-//!     x = [norm(embedding of the next token), norm(h)]
-//!     u = h + O(attention(rope(Q x), …)),  y = u + MLP(norm(u)),  guess = argmax lm_head(norm(y))
+//! ```text
+//! h = fc of three states of the target, or the row's output before
+//! x = [norm(embedding of the next token), norm(h)]
+//! u = h + O(attention(rope(Q x), …)),  y = u + MLP(norm(u)),  guess = argmax lm_head(norm(y))
+//! ```
 
 use host::memory::Arena;
 use host::pool::WorkerPool;
