@@ -15,6 +15,7 @@ mod costs;
 mod deadlines;
 mod decode_log;
 pub mod device_arbiter;
+mod guides;
 mod handle;
 mod probe;
 mod sleep;
@@ -42,7 +43,7 @@ pub use self::handle::{EngineHandle, FlushError, RequestStream, SubmitError};
 use self::sleep::{ExecutorState, SuspendRequest};
 use self::step::{StepClock, StepFailure, execute};
 use crate::executor::{Executor, ExecutorCounts, StopFlag};
-use crate::guide::{Guide, GuideError};
+use crate::kv_events::KvEventPublisher;
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
@@ -52,11 +53,6 @@ use crate::step::{StepOutput, StepPlan};
 /// This many consecutive failed steps make the engine unhealthy, until one succeeds. A failed row
 /// does not count as a failed step.
 pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
-
-/// Maximum time that a step waits for masks that take too long to be computed concurrently.
-const MAX_MASK_WAIT: Duration = Duration::from_millis(50);
-/// Time for masks that a step waits for to learn what grammars force, all rows together.
-const MAX_FORCED_WAIT_US: u64 = 1_000;
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EngineLoopConfig {
@@ -111,10 +107,25 @@ pub fn start(
 /// [`StartError::PoolTooSmall`] if the executor's pool is smaller than the scheduler's,
 /// [`StartError::Thread`] if the thread cannot be started.
 pub fn start_sharing(
+    executor: Box<dyn Executor>,
+    config: EngineLoopConfig,
+    metrics: Arc<Metrics>,
+    arbiter: &Arc<DeviceArbiter>,
+) -> Result<EngineHandle, StartError> {
+    start_publishing(executor, config, metrics, arbiter, None)
+}
+
+/// As [`start_sharing`]; `kv_events` is told what the prefix cache holds.
+///
+/// # Errors
+///
+/// As [`start_sharing`].
+pub fn start_publishing(
     mut executor: Box<dyn Executor>,
     config: EngineLoopConfig,
     metrics: Arc<Metrics>,
     arbiter: &Arc<DeviceArbiter>,
+    kv_events: Option<KvEventPublisher>,
 ) -> Result<EngineHandle, StartError> {
     let info = executor.info().clone();
     let asked = config.scheduler.pool_tokens();
@@ -146,8 +157,13 @@ pub fn start_sharing(
         info,
         metrics: Arc::clone(&metrics),
     });
+    let mut scheduler = Scheduler::new(config.scheduler);
+    if kv_events.is_some() {
+        scheduler.record_kv_events();
+    }
     let engine = EngineLoop {
-        scheduler: Scheduler::new(config.scheduler),
+        scheduler,
+        kv_events,
         executor: ExecutorState::Active(executor),
         counts_before: ExecutorCounts::default(),
         tenant: arbiter.join(),
@@ -182,6 +198,7 @@ pub fn start_sharing(
 
 struct EngineLoop {
     scheduler: Scheduler,
+    kv_events: Option<KvEventPublisher>,
     executor: ExecutorState,
     /// The executors' counters before the model was last suspended: a new executor starts at 0.
     counts_before: ExecutorCounts,
@@ -332,7 +349,13 @@ impl EngineLoop {
         }
     }
 
-    fn record_scheduler(&self) {
+    fn record_scheduler(&mut self) {
+        if let Some(kv_events) = &mut self.kv_events {
+            if kv_events.wants_everything() {
+                self.scheduler.restate_kv_events();
+            }
+            kv_events.publish(self.scheduler.take_kv_events());
+        }
         if let Some(counts) = self.scheduler.speculation_counts() {
             self.metrics.record_speculation(counts);
         }
@@ -348,6 +371,7 @@ impl EngineLoop {
                 events,
                 received,
                 submitted,
+                observer,
             } => {
                 let id = request.id;
                 let (n_prompt, max_new_tokens) = (request.prompt.len(), request.max_new_tokens);
@@ -381,6 +405,7 @@ impl EngineLoop {
                         admitted: None,
                         first_token: submitted,
                         last_token: submitted,
+                        observer,
                     },
                 );
             }
@@ -414,17 +439,6 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Waits a bounded time for the masks of the next step that cannot be computed during it, and
-    /// holds back the rows whose masks are not ready: an expensive grammar must not stop the other
-    /// requests.
-    fn await_masks(&mut self) {
-        Guide::await_masks(self.scheduler.guides(), MAX_MASK_WAIT);
-        self.scheduler.hold_back(Guide::sits_out);
-        let mut left_us = MAX_FORCED_WAIT_US;
-        self.scheduler
-            .set_forced(|guide| guide.forced_tokens(&mut left_us));
-    }
-
     /// Lets the draft model guess, if there is one. Without its guesses requests go on as they would.
     fn ask_draft_model(&mut self) {
         let asks = self.scheduler.draft_asks();
@@ -440,40 +454,6 @@ impl EngineLoop {
                 self.scheduler.set_drafted(ids.into_iter().zip(drafts));
             }
             Err(error) => tracing::error!("the draft model failed: {error}"),
-        }
-    }
-
-    /// Passes the new tokens to the guides, so that the next masks are computed meanwhile, and ends
-    /// the requests whose output cannot continue.
-    fn guide(&mut self, plan: &StepPlan, output: &mut StepOutput) {
-        let mut counts = None;
-        for (row, made) in plan.rows.iter().zip(&mut output.rows) {
-            let Some(spec) = row.sample.as_ref() else {
-                continue;
-            };
-            let Some(guide) = spec.params.guide.as_ref() else {
-                continue;
-            };
-            if let Some(error) = guide.failure() {
-                if let GuideError::Broken(message) = &error {
-                    tracing::error!(request = %row.request, error = message, "a guide broke");
-                }
-                if self.scheduler.cancel(row.request).is_some() {
-                    let failed = TokenEvent::Failed(error.into());
-                    self.deliver(vec![(row.request, failed)]);
-                }
-                continue;
-            }
-            // Counters of all the model's guides.
-            counts = Some(guide.mask_counts());
-            if guide.ends_drafts(spec.output_index + made.tokens.len()) {
-                made.error = None;
-            }
-            let tokens: Vec<u32> = made.tokens.iter().map(|token| token.token).collect();
-            guide.advance_all(spec.output_index, &tokens);
-        }
-        if let Some(counts) = counts {
-            self.metrics.record_masks(counts);
         }
     }
 

@@ -31,6 +31,7 @@ use crate::errors::Code;
 use crate::executor::cpu::CpuLoadError;
 use crate::executor::cuda::CudaLoadError;
 use crate::kv::PAGE_TOKENS;
+use crate::kv_events::{KvEventPublisher, KvEventSockets, PublishError};
 use crate::metrics::Metrics;
 use crate::model::config::ModelConfig;
 use crate::scheduler::{HostTierConfig, PolicyName, SchedulerConfig};
@@ -72,6 +73,8 @@ pub enum LaunchError {
     #[error("loading the model onto the GPU: {0}")]
     Cuda(#[from] CudaLoadError),
     #[error(transparent)]
+    KvEvents(#[from] PublishError),
+    #[error(transparent)]
     Start(#[from] StartError),
 }
 
@@ -99,7 +102,10 @@ impl LaunchError {
             Self::Cuda(CudaLoadError::Experts { .. }) => Code::UnsupportedArchitecture,
             Self::Cpu(_) | Self::Cuda(_) => Code::LoadFailed,
             Self::Start(StartError::PoolTooSmall { .. }) => Code::PoolTooSmall,
-            Self::Start(StartError::Thread(_)) => Code::System,
+            Self::KvEvents(PublishError::Bind { .. }) => Code::Address,
+            Self::KvEvents(PublishError::Thread(_)) | Self::Start(StartError::Thread(_)) => {
+                Code::System
+            }
         }
     }
 }
@@ -200,6 +206,8 @@ pub fn launch(
 ) -> Result<ServedModel, LaunchError> {
     // A template that cannot be compiled is reported before the model is read.
     with_operators_template(config, ChatTemplate::new(&[], Vec::new()))?;
+    let kv_sockets = config.kv_events.as_ref().map(KvEventSockets::open);
+    let kv_sockets = kv_sockets.transpose()?;
     // Tokenizer, template and recommendations are small files too: read before the weights.
     let read = RefCell::new(None);
     let accept = |found: &ResolvedModel| {
@@ -259,11 +267,15 @@ pub fn launch(
         names
     };
     let name = names.first().cloned().unwrap_or_default();
-    let engine = engine_loop::start_sharing(
+    let metrics = Arc::new(Metrics::new(name));
+    let start = |sockets| KvEventPublisher::start(sockets, Arc::clone(&metrics));
+    let kv_events = kv_sockets.map(start).transpose()?;
+    let engine = engine_loop::start_publishing(
         executor,
         loop_config.clone(),
-        Arc::new(Metrics::new(name)),
+        metrics,
         devices.arbiter(device),
+        kv_events,
     )?;
     let fingerprint = ModelFingerprint {
         version: env!("CARGO_PKG_VERSION"),

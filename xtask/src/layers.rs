@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::source_files::files_below;
 
 /// From the lowest layer to the highest. ARCHITECTURE.md says what each of them does.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 31] = [
     // What everything may use.
     "deep_stack",
     "printable",
@@ -35,6 +35,8 @@ const ORDER: [&str; 29] = [
     "speculation",
     "scheduler",
     "metrics",
+    "kv_events",
+    "traces",
     "engine_loop",
     // From the command line to a loaded model.
     "config",

@@ -153,6 +153,7 @@ impl GenerateArgs {
             streaming: None,
             asked: None,
             received: Instant::now(),
+            trace: None,
         }
     }
 }

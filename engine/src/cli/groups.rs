@@ -8,7 +8,7 @@ use super::Cli;
 pub const WITH_FLAGS: [&str; 4] = ["serve", "generate", "bench", "simulate"];
 
 /// Heading → flags, in the order of `--help`. A flag without a group is listed under "Options".
-const GROUPS: [(&str, &[&str]); 10] = [
+const GROUPS: [(&str, &[&str]); 11] = [
     (
         "Model",
         &[
@@ -60,6 +60,7 @@ const GROUPS: [(&str, &[&str]); 10] = [
             "enable-hierarchical-cache",
             "hicache-ratio",
             "hicache-size",
+            "kv-events-config",
         ],
     ),
     (
@@ -144,6 +145,7 @@ const GROUPS: [(&str, &[&str]); 10] = [
             "result-cache-max-bytes",
         ],
     ),
+    ("Traces", &["otlp-traces-endpoint", "otlp-traces-protocol"]),
 ];
 
 /// The parser of the whole program.

@@ -63,6 +63,10 @@ async fn run(plan: ServePlan) -> Result<()> {
     stdout.flush().context("writing to standard output")?;
 
     let state = Arc::new(AppState::new(http.clone()));
+    state.start_traces().map_err(|error| StartFailure {
+        code: Code::BadFlag,
+        message: format!("--otlp-traces-endpoint: {error}"),
+    })?;
     let open = opener(http);
     let mut at_start = Vec::new();
     for model in plan.models {

@@ -16,6 +16,7 @@ pub mod environment;
 mod file_lines;
 pub mod inactive;
 mod keys;
+mod kv_events;
 mod loopback;
 pub mod models;
 mod origins;
@@ -24,6 +25,7 @@ pub mod result_cache;
 pub mod size;
 mod speculation;
 mod template;
+mod traces;
 pub mod typed;
 mod warnings;
 

@@ -18,7 +18,9 @@ use crate::engine_loop::TimeLimits;
 use crate::executor::HostTierSize;
 use crate::executor::cuda::CardProfile;
 use crate::kv::PAGE_TOKENS;
+use crate::kv_events::KvEventsConfig;
 use crate::speculation::SpeculationConfig;
+use crate::traces::TracesConfig;
 
 /// `--mem-fraction-static` of a single model; several models without their own fraction share it.
 pub(super) const DEFAULT_FRACTION: f64 = 0.88;
@@ -101,6 +103,9 @@ pub struct EngineConfig {
     pub radix_cache: bool,
     pub hierarchical_cache: Option<HierarchicalCache>,
     pub kv_cache_dtype: KvCacheDtype,
+    /// Changes no answer, so it is not part of the model's fingerprint.
+    #[serde(skip)]
+    pub kv_events: Option<KvEventsConfig>,
     pub two_batch_overlap: bool,
     /// The chip that the GPU is treated as.
     pub card_profile: Option<CardProfile>,
@@ -184,6 +189,8 @@ pub struct HttpConfig {
     pub client_timeout: Duration,
     pub result_cache: ResultCacheConfig,
     pub shutdown_grace: Duration,
+    /// `None`: requests have no spans.
+    pub traces: Option<TracesConfig>,
 }
 
 impl PrefillTokens {
@@ -293,6 +300,7 @@ impl EngineArgs {
             cuda_graph: self.resolve_cuda_graph()?,
             radix_cache: !self.disable_radix_cache,
             hierarchical_cache: self.resolve_hierarchical_cache()?,
+            kv_events: self.resolve_kv_events()?,
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(KvCacheDtype::Auto),
             two_batch_overlap: self.enable_two_batch_overlap,
             card_profile: self.card_profile,
@@ -502,6 +510,7 @@ impl HttpArgs {
             client_timeout: Duration::from_secs(self.client_timeout_s.unwrap_or(60)),
             result_cache: self.resolve_result_cache()?,
             shutdown_grace: Duration::from_secs(self.shutdown_grace_s.unwrap_or(30)),
+            traces: self.resolve_traces()?,
         })
     }
 }

@@ -270,6 +270,11 @@ pub struct EngineArgs {
     #[arg(long, value_name = "GB", value_parser = count(1 << 16))]
     pub hicache_size: Option<usize>,
 
+    /// Publish what the prefix cache holds over ZeroMQ, in vLLM's form, such as
+    /// `{"enable_kv_cache_events":true,"endpoint":"tcp://*:5557"}` [default: off]
+    #[arg(long, value_name = "JSON")]
+    pub kv_events_config: Option<String>,
+
     /// Element type of the KV cache [default: auto]
     #[arg(long, value_enum)]
     pub kv_cache_dtype: Option<KvCacheDtype>,
@@ -440,6 +445,16 @@ pub struct HttpArgs {
     /// response [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub result_cache_max_bytes: Option<u64>,
+
+    /// Send OpenTelemetry spans of requests to this collector, such as
+    /// `http://127.0.0.1:4318/v1/traces`, which is also the path if there is none [default: off]
+    #[arg(long, value_name = "URL")]
+    #[serde(serialize_with = "without_password")]
+    pub otlp_traces_endpoint: Option<String>,
+
+    /// Protocol of --otlp-traces-endpoint [default: http/protobuf]
+    #[arg(long, value_name = "PROTOCOL")]
+    pub otlp_traces_protocol: Option<String>,
 
     /// Seconds that running requests may take to finish after SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]

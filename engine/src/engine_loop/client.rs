@@ -1,11 +1,12 @@
 //! A request as seen by the engine thread.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
-use crate::request::{FinishReason, TokenEvent};
+use crate::request::{FinishReason, Observer, RequestTimes, TokenEvent};
 
 /// Where a request's events go, and the times that metrics need.
 pub(super) struct RequestTracker {
@@ -21,10 +22,13 @@ pub(super) struct RequestTracker {
     pub admitted: Option<Instant>,
     pub first_token: Instant,
     pub last_token: Instant,
+    /// Who is told of its end.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl RequestTracker {
     pub fn record(&mut self, event: &TokenEvent, now: Instant, metrics: &Metrics) {
+        self.tell(event, now);
         let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
         match event {
             TokenEvent::PromptLogprobs(_) => {}
@@ -70,6 +74,21 @@ impl RequestTracker {
                 }
             }
             TokenEvent::Failed(failure) => metrics.record_failure(failure),
+        }
+    }
+
+    /// Tells the observer of the request's end.
+    fn tell(&mut self, event: &TokenEvent, now: Instant) {
+        if matches!(event, TokenEvent::Finished { .. } | TokenEvent::Failed(_))
+            && let Some(observer) = self.observer.take()
+        {
+            let times = RequestTimes {
+                submitted: self.submitted,
+                admitted: self.admitted,
+                first_token: (self.n_tokens > 0).then_some(self.first_token),
+                ended: now,
+            };
+            observer.left(times, event);
         }
     }
 }

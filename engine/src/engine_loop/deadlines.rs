@@ -86,6 +86,7 @@ mod tests {
             admitted: None,
             first_token: at(4),
             last_token: at(4),
+            observer: None,
         };
         assert_eq!(deadlines.check(&client, at(6)), None);
         let (waited_ms, limit_ms) = (3000, 2000);

@@ -13,7 +13,7 @@ use super::EngineLoopConfig;
 use super::sleep::{SleepError, SuspendRequest};
 use crate::executor::{ExecutorInfo, StopFlag};
 use crate::metrics::Metrics;
-use crate::request::{Failure, Request, RequestId, TokenEvent};
+use crate::request::{Failure, Observer, Request, RequestId, TokenEvent};
 use crate::scheduler::AddError;
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -47,6 +47,7 @@ pub(super) enum EngineCommand {
         /// When the client's request was received.
         received: Instant,
         submitted: Instant,
+        observer: Option<Arc<dyn Observer>>,
     },
     Cancel(RequestId),
     /// Drops the cached KV.
@@ -147,15 +148,16 @@ impl EngineHandle {
     ///
     /// If too many requests wait, or the engine is stopping, suspended or has died.
     pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
-        self.submit_received(request, Instant::now())
+        self.submit_received(request, Instant::now(), None)
     }
 
     /// As [`Self::submit`], for a request that was received at `received`, from when its time
-    /// limits count.
+    /// limits count. `observer` is told of its end, also if its stream was dropped.
     pub(crate) fn submit_received(
         &self,
         request: Request,
         received: Instant,
+        observer: Option<Arc<dyn Observer>>,
     ) -> Result<RequestStream, SubmitError> {
         if self.has_stopped() {
             return Err(self.shared.gone());
@@ -186,6 +188,7 @@ impl EngineHandle {
                 events,
                 received,
                 submitted,
+                observer,
             })
             .is_err()
         {

@@ -313,7 +313,7 @@ codes! {
 
     Address = "address", Start, None, "", None;
     "The address is in use, does not belong to this machine, or requires more privileges.";
-    "Choose another --host or --port; --port 0 lets the system choose.";
+    "Choose another --host or --port; --port 0 lets the system choose. If the message names --kv-events-config, choose another endpoint there.";
 
     System = "system", Start, None, "", None;
     "The system refused a thread, a signal handler or an open file.";

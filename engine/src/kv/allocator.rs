@@ -10,7 +10,8 @@
 
 use super::radix::PrefixHit;
 use super::{
-    IntegrityError, PageCopy, PageIdx, PageTable, Pools, Prefix, PrefixIndex, RadixTree, Tier,
+    IntegrityError, KvEvent, PageCopy, PageIdx, PageTable, Pools, Prefix, PrefixIndex, RadixTree,
+    Tier,
 };
 use super::{PAGE_TOKENS, pages_for};
 
@@ -45,8 +46,32 @@ impl PageAllocator {
     pub fn forget(&mut self) {
         let n_host_pages = self.pools[Tier::Host].n_total();
         let n_lost = self.n_lost;
-        *self = Self::with_host_tier(self.n_pages_total(), self.keeps_prefixes, n_host_pages);
+        let mut empty =
+            Self::with_host_tier(self.n_pages_total(), self.keeps_prefixes, n_host_pages);
+        empty.tree.continue_log(&mut self.tree);
+        *self = empty;
         self.n_lost = n_lost;
+    }
+
+    /// From now on changes of the prefix cache are recorded.
+    pub fn record_events(&mut self) {
+        self.tree.record_events();
+    }
+
+    /// As [`RadixTree::take_events`].
+    pub fn take_events(&mut self) -> Vec<KvEvent> {
+        self.tree.take_events()
+    }
+
+    /// The chain hashes of the cached pages of each tier.
+    #[cfg(test)]
+    pub(super) fn cached_hashes(&self) -> [std::collections::BTreeSet<u64>; 2] {
+        self.tree.cached_hashes()
+    }
+
+    /// As [`RadixTree::restate`].
+    pub fn restate_events(&mut self) {
+        self.tree.restate();
     }
 
     pub fn keeps_prefixes(&self) -> bool {

@@ -2,10 +2,11 @@
 //!
 //! [`pool`] counts the holders of each page, one pool for each [`Tier`]; [`page_table`] is the
 //! ordered list of one sequence's pages; [`radix`] keeps pages for later requests with the same
-//! prefix; [`allocator`] combines them and is the only place that allocates pages. [`prefix`]
+//! prefix, and says in [`events`] what it keeps; [`allocator`] combines them and is the only place that allocates pages. [`prefix`]
 //! defines prefixes by hash chains.
 
 pub mod allocator;
+pub mod events;
 pub mod page_table;
 pub mod pool;
 pub mod prefix;
@@ -14,6 +15,7 @@ pub mod radix;
 mod tests;
 
 pub use allocator::PageAllocator;
+pub use events::KvEvent;
 pub use page_table::PageTable;
 pub use pool::{IntegrityError, PagePool, Pools, Tier};
 pub use prefix::{Prefix, PrefixIndex};

@@ -18,11 +18,13 @@
 
 mod host_copies;
 mod integrity;
+mod recorded;
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
+use super::events::EventLog;
 use super::prefix::{Prefix, PrefixIndex};
 use super::{PAGE_TOKENS, PageIdx, Pools, Tier};
 
@@ -90,6 +92,8 @@ pub struct RadixTree {
     clock: u64,
     n_held: [usize; 2],
     n_unlocked: [usize; 2],
+    /// `None` if nothing follows the contents.
+    log: Option<EventLog>,
 }
 
 impl RadixTree {
@@ -105,6 +109,7 @@ impl RadixTree {
             clock: 0,
             n_held: [0; 2],
             n_unlocked: [0; 2],
+            log: None,
         }
     }
 
@@ -303,6 +308,7 @@ impl RadixTree {
         self.node_of_page[tier as usize][page.0 as usize] = Some(id);
         self.n_held[tier as usize] += 1;
         self.nodes[parent as usize].n_children_in[tier as usize] += usize::from(is_first);
+        self.record_stored(tier, id);
     }
 
     /// Removes the last page of `id` in this tier. Returns true if the other tier still has a page
@@ -322,6 +328,8 @@ impl RadixTree {
         self.n_held[tier as usize] -= 1;
         pools[tier].release(page);
         let n_left = node.held[tier as usize].len();
+        self.record_removed(tier, id, n_left);
+        let node = &mut self.nodes[id as usize];
         let n_labelled = node.held.iter().map(Vec::len).max().unwrap_or(0);
         let (parent, is_kept) = (node.parent, n_left < n_labelled);
         let dropped = node.hashes.split_off(n_labelled);

@@ -1,3 +1,4 @@
+mod events;
 mod host_tier;
 
 use proptest::prelude::*;

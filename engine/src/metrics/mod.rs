@@ -129,6 +129,9 @@ pub struct Metrics {
     pub result_cache_stored: Counter,
     /// Lookups and stores that failed because the cache could not be reached.
     pub result_cache_errors: Counter,
+    /// Batches of changes of the prefix cache.
+    pub kv_event_batches_published: Counter,
+    pub kv_event_batches_dropped: Counter,
 }
 
 impl Metrics {
@@ -197,6 +200,8 @@ impl Metrics {
             result_cache_misses: Counter::default(),
             result_cache_stored: Counter::default(),
             result_cache_errors: Counter::default(),
+            kv_event_batches_published: Counter::default(),
+            kv_event_batches_dropped: Counter::default(),
         }
     }
 

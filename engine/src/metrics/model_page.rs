@@ -292,6 +292,16 @@ impl Metrics {
                 ("error", count(&self.result_cache_errors)),
             ],
         );
+        page.counters(
+            "engine_kv_event_batches_total",
+            "Batches of changes of the prefix cache that were published, or dropped because the \
+             queue was full (--kv-events-config).",
+            "outcome",
+            &[
+                ("published", count(&self.kv_event_batches_published)),
+                ("dropped", count(&self.kv_event_batches_dropped)),
+            ],
+        );
         for (name, help, histogram) in [
             (
                 "vllm:time_to_first_token_seconds",

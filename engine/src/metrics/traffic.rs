@@ -25,6 +25,9 @@ pub struct TrafficMetrics {
     idle: Counter,
     /// One for each [`Code`], in the order of [`Code::ALL`].
     errors: Vec<Counter>,
+    spans_sent: Counter,
+    spans_failed: Counter,
+    spans_dropped: Counter,
 }
 
 impl Default for TrafficMetrics {
@@ -37,6 +40,9 @@ impl Default for TrafficMetrics {
             slow_readers: Counter::default(),
             idle: Counter::default(),
             errors: Code::ALL.iter().map(|_| Counter::default()).collect(),
+            spans_sent: Counter::default(),
+            spans_failed: Counter::default(),
+            spans_dropped: Counter::default(),
         }
     }
 }
@@ -62,6 +68,21 @@ impl TrafficMetrics {
         if let Some(counter) = place.and_then(|i| self.errors.get(i)) {
             counter.add(1);
         }
+    }
+
+    /// Spans of requests that were given to the collector, or could not be.
+    pub fn record_sent_spans(&self, n: u64, is_ok: bool) {
+        let counter = if is_ok {
+            &self.spans_sent
+        } else {
+            &self.spans_failed
+        };
+        counter.add(n);
+    }
+
+    /// A span that the queue had no room for.
+    pub fn record_dropped_span(&self) {
+        self.spans_dropped.add(1);
     }
 
     pub fn n_connections(&self) -> u64 {
@@ -101,6 +122,17 @@ impl TrafficMetrics {
             "Requests answered with an error, by its code.",
             "code",
             &errors,
+        );
+        page.counters(
+            "engine_trace_spans_total",
+            "Spans of requests that were sent, could not be sent, or were dropped because the queue \
+             was full (--otlp-traces-endpoint).",
+            "outcome",
+            &[
+                ("sent", self.spans_sent.get() as f64),
+                ("failed", self.spans_failed.get() as f64),
+                ("dropped", self.spans_dropped.get() as f64),
+            ],
         );
         page.gauge(
             "process_start_time_seconds",

@@ -4,12 +4,14 @@
 //! stream that turns tokens into text.
 
 pub mod exclusions;
+mod observer;
 pub mod ranges;
 pub mod sampling_defaults;
 
 use std::sync::Arc;
 
 use self::exclusions::Exclusions;
+pub use self::observer::{Observer, RequestTimes};
 use crate::guide::{Guide, GuideError};
 
 /// Id of a request inside the engine; never reused during the process.

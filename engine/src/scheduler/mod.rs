@@ -57,7 +57,9 @@ use self::sequence::{Scores, Sequence};
 use self::waiting::{QueueKey, WaitingQueue};
 use crate::guide::Guide;
 use crate::kv::prefix::extend_chain;
-use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
+use crate::kv::{
+    IntegrityError, KvEvent, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex,
+};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
 use crate::speculation::SpeculationConfig;
@@ -356,6 +358,21 @@ impl Scheduler {
         if self.is_idle() {
             self.allocator.forget();
         }
+    }
+
+    /// From now on changes of the prefix cache are recorded for [`Self::take_kv_events`].
+    pub fn record_kv_events(&mut self) {
+        self.allocator.record_events();
+    }
+
+    /// The changes of the prefix cache since the last call, in order.
+    pub fn take_kv_events(&mut self) -> Vec<KvEvent> {
+        self.allocator.take_events()
+    }
+
+    /// Replaces the events not taken yet by those that lead from nothing to the present contents.
+    pub fn restate_kv_events(&mut self) {
+        self.allocator.restate_events();
     }
 
     /// All requests, in no particular order.

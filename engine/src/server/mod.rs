@@ -57,6 +57,7 @@ use crate::errors::Code;
 /// All routes.
 pub fn router(state: Arc<AppState>) -> Router {
     let mut router = Router::new();
+    let is_traced = state.tracer.get().is_some();
     // With and without `/v1`, since clients differ in what they consider part of the base URL.
     for prefix in ["/v1", ""] {
         let at = |path: &str| format!("{prefix}{path}");
@@ -138,8 +139,14 @@ pub fn router(state: Arc<AppState>) -> Router {
             Arc::clone(&state),
             transport::connections::track,
         ))
-        .layer(axum::middleware::from_fn(transport::request_id::apply))
-        .with_state(state);
+        .layer(axum::middleware::from_fn(transport::request_id::apply));
+    let traced = axum::middleware::from_fn_with_state(Arc::clone(&state), transport::traces::apply);
+    let router = if is_traced {
+        router.layer(traced)
+    } else {
+        router
+    };
+    let router = router.with_state(state);
     // A router matches before its layers run, so layers that change the path wrap it.
     Router::new()
         .fallback_service(router)
@@ -172,6 +179,9 @@ impl ServeError {
 
 /// How long the answers that tell of a dead engine get to leave.
 const ERROR_FLUSH_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the last requests' spans get to leave.
+const LAST_SPANS_GRACE: Duration = Duration::from_secs(2);
 
 /// Serves until `stop` is ready, then refuses new requests and lets running ones finish for at
 /// most `--shutdown-grace-s`; the rest are cut off. Connections are accepted until the last request
@@ -218,6 +228,16 @@ pub async fn serve(
     for model in state.models.loaded() {
         // Requests have finished or used up their grace period.
         model.engine.shutdown(Duration::ZERO).await;
+    }
+    if state.tracer.get().is_some() {
+        let stop = move || {
+            state
+                .tracer
+                .get()
+                .map(|tracer| tracer.stop(LAST_SPANS_GRACE))
+        };
+        // A panic there was reported already.
+        let _ = tokio::task::spawn_blocking(stop).await;
     }
     outcome
 }

@@ -12,6 +12,7 @@ use crate::server::error::ApiError;
 use crate::server::models::{ModelEntry, Models, Open};
 use crate::server::running::Running;
 use crate::server::stored_responses::ResponseStore;
+use crate::traces::{ExporterBuildError, Tracer};
 
 /// Shared by all connections.
 pub struct AppState {
@@ -27,6 +28,8 @@ pub struct AppState {
     pub changing: tokio::sync::Mutex<()>,
     /// How to load models that are added while the server runs.
     pub open: OnceLock<Open>,
+    /// Begins the spans of requests, if they are sent.
+    pub tracer: OnceLock<Tracer>,
     /// Whether all models of the start have been loaded.
     started: AtomicBool,
     stopping: AtomicBool,
@@ -43,9 +46,25 @@ impl AppState {
             stored_responses: ResponseStore::default(),
             changing: tokio::sync::Mutex::default(),
             open: OnceLock::new(),
+            tracer: OnceLock::new(),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
+    }
+
+    /// Starts sending the spans of requests, if `--otlp-traces-endpoint` asks for it. Call it before
+    /// serving.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tracer::start`].
+    pub fn start_traces(&self) -> Result<(), ExporterBuildError> {
+        if let Some(config) = &self.http.traces {
+            let tracer = Tracer::start(config, Arc::clone(&self.traffic))?;
+            // It is set only here.
+            let _ = self.tracer.set(tracer);
+        }
+        Ok(())
     }
 
     /// Makes the server ready with this model alone. A second model is returned as an error.

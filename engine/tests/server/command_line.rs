@@ -253,6 +253,14 @@ fn every_refusal_names_flag_value_and_limit() {
         ),
         ("--hicache-ratio 0", ["--hicache-ratio", "0", "above 0"]),
         (
+            "--kv-events-config {\"hwn\":1}",
+            ["--kv-events-config", "`hwn`", "`hwm`"],
+        ),
+        (
+            "--otlp-traces-endpoint ftp://collector:4318",
+            ["--otlp-traces-endpoint", "ftp://collector", "http://"],
+        ),
+        (
             "--device-memory-limit 5XB",
             ["--device-memory-limit", "5XB", "GiB"],
         ),

@@ -9,6 +9,7 @@ use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
+use engine::kv_events::{KvEventPublisher, KvEventSockets};
 use engine::metrics::Metrics;
 use engine::scheduler::{PolicyName, SchedulerConfig};
 use engine::served_model::{Limits, OutputParsers, ServedModel, ServedParts};
@@ -54,6 +55,7 @@ pub struct TestConfig {
     pub chat_template: Option<&'static str>,
     pub policy: PolicyName,
     pub speculation: Option<SpeculationConfig>,
+    pub kv_sockets: Option<KvEventSockets>,
 }
 
 impl Default for TestConfig {
@@ -82,6 +84,7 @@ impl Default for TestConfig {
                 client_timeout: Duration::from_mins(1),
                 result_cache: ResultCacheConfig::default(),
                 shutdown_grace: Duration::from_secs(10),
+                traces: None,
             },
             max_queued_requests: 64,
             max_running_requests: 16,
@@ -95,6 +98,7 @@ impl Default for TestConfig {
             chat_template: None,
             policy: PolicyName::Fcfs,
             speculation: None,
+            kv_sockets: None,
         }
     }
 }
@@ -139,6 +143,7 @@ impl TestServer {
             .expect("a free port");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(AppState::new(http));
+        state.start_traces().expect("traces");
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(server::serve(listener, Arc::clone(&state), async {
             // A test that ends without stopping drops the sender, which is a stop too.
@@ -283,8 +288,11 @@ pub fn model_of_many(
     }
     let executor = Box::new(MockExecutor::new(config.mock));
     let metrics = Arc::new(Metrics::new(names[0]));
-    let engine =
-        engine_loop::start_sharing(executor, loop_config, metrics, arbiter).expect("an engine");
+    let publisher = config.kv_sockets.map(|sockets| {
+        KvEventPublisher::start(sockets, Arc::clone(&metrics)).expect("a publisher")
+    });
+    let engine = engine_loop::start_publishing(executor, loop_config, metrics, arbiter, publisher);
+    let engine = engine.expect("an engine");
     let (max_sequence_tokens, sequence_limit_name) = if pool_tokens < config.context_length {
         (pool_tokens, "the KV pool")
     } else {

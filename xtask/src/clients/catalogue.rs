@@ -21,6 +21,8 @@ pub struct Server<'a> {
     pub tokenizer: &'a Path,
     /// URL of a text for prompts.
     pub book_url: &'a str,
+    /// Endpoints of its KV events and their replays.
+    pub kv_events: [&'a str; 2],
 }
 
 impl Server<'_> {
@@ -77,7 +79,18 @@ const LITELLM: Runtime = Runtime::Python("litellm");
 const LOAD: Runtime = Runtime::Python("load_generators");
 
 /// In the order in which they run: the heaviest last.
-pub const CLIENTS: [Client; 15] = [
+pub const CLIENTS: [Client; 16] = [
+    // First, since it has to know what the prefix cache held from its beginning.
+    Client::checks(
+        "kv-events",
+        "pyzmq",
+        Runtime::Python("kv_events"),
+        |server| {
+            let mut args = script("kv_events.py", server);
+            args.extend(server.kv_events.map(str::to_owned));
+            args
+        },
+    ),
     Client::checks("openai", "openai", OPENAI, |server| {
         script("openai_client.py", server)
     }),

@@ -5,6 +5,7 @@
 //! with random weights. Their dependencies are installed below the target folder in pinned
 //! versions; at run time they make no internet requests. [`catalogue`] lists the clients:
 //!
+//! - `kv-events`: a router's view of the prefix cache over pyzmq and msgspec.
 //! - `openai`, `openai-forms`, `openai-responses`, `openai-js`: OpenAI's clients for Python and
 //!   JavaScript.
 //! - `anthropic`: Anthropic's client for Python.
@@ -21,10 +22,11 @@ mod catalogue;
 pub mod install;
 pub mod program;
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
@@ -64,7 +66,15 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     let engine = cargo::given_or_release_engine(args.engine_bin.as_deref())?;
     let cache = folder.join("cache");
     let cache_dir = cache.display().to_string();
+    let kv_events = [free_endpoint()?, free_endpoint()?];
+    let [events, replays] = &kv_events;
+    let kv_events_config = format!(
+        r#"{{"enable_kv_cache_events":true,"endpoint":"{}","replay_endpoint":"{replays}"}}"#,
+        events.replace("127.0.0.1", "*"),
+    );
     let flags = [
+        "--kv-events-config",
+        &kv_events_config,
         "--model-path",
         MODEL,
         "--cache-dir",
@@ -83,6 +93,7 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
         model: MODEL,
         tokenizer: &cache.join(TOKENIZER),
         book_url: book.url(),
+        kv_events: [events, replays],
     };
     let outcomes = clients
         .iter()
@@ -102,6 +113,13 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// A port that was free a moment ago.
+fn free_endpoint() -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
+    let address = listener.local_addr().context("looking for a free port")?;
+    Ok(format!("tcp://{address}"))
 }
 
 /// All if none is named, in the catalogue's order.

@@ -3,7 +3,7 @@
 use super::*;
 
 #[derive(Debug, Clone)]
-enum TierOp {
+pub(super) enum TierOp {
     /// A sequence of these page variants begins: it shares what the device has, restores what the
     /// host has if `restores`, and computes the rest.
     Begin { variants: Vec<u32>, restores: bool },
@@ -21,7 +21,7 @@ enum TierOp {
     FailedCopy(usize),
 }
 
-fn tier_op() -> impl Strategy<Value = TierOp> {
+pub(super) fn tier_op() -> impl Strategy<Value = TierOp> {
     prop_oneof![
         4 => (prop::collection::vec(0u32..3, 0..6), any::<bool>())
             .prop_map(|(variants, restores)| TierOp::Begin { variants, restores }),
@@ -36,7 +36,7 @@ fn tier_op() -> impl Strategy<Value = TierOp> {
 
 /// A running sequence, and its pages that are being restored.
 #[derive(Debug, Default)]
-struct Running {
+pub(super) struct Running {
     sequence: Computed,
     host: PageTable,
     /// Pages whose KV is available; the rest is being restored from the host.
@@ -63,14 +63,14 @@ impl Content {
     }
 }
 
-struct Cache {
-    allocator: PageAllocator,
-    running: Vec<Running>,
+pub(super) struct Cache {
+    pub allocator: PageAllocator,
+    pub running: Vec<Running>,
     content: Content,
 }
 
 impl Cache {
-    fn new(n_pages: usize, n_host_pages: usize) -> Self {
+    pub fn new(n_pages: usize, n_host_pages: usize) -> Self {
         Self {
             allocator: PageAllocator::with_host_tier(n_pages, true, n_host_pages),
             running: Vec::new(),
@@ -138,13 +138,13 @@ impl Cache {
         self.running[i].sequence.table = table;
     }
 
-    fn end(&mut self, i: usize) {
+    pub fn end(&mut self, i: usize) {
         let mut running = self.running.swap_remove(i);
         self.allocator.free_host(&mut running.host);
         self.allocator.free(&mut running.sequence.table);
     }
 
-    fn apply(&mut self, op: TierOp) {
+    pub fn apply(&mut self, op: TierOp) {
         let n = self.running.len();
         match op {
             TierOp::Begin { variants, restores } => self.begin(&variants, restores),

@@ -16,6 +16,7 @@ use crate::request::ranges::Range;
 use crate::server::error::ApiError;
 use crate::server::response::cached::BodyDigest;
 use crate::server::state::AppState;
+use crate::traces::RequestTrace;
 
 /// Maximum length of a client's value that an error message repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 80;
@@ -29,6 +30,8 @@ pub struct Fields {
     digest: Option<BodyDigest>,
     /// When the whole body had been received.
     received: Option<Instant>,
+    /// The request's spans, if they are sent.
+    trace: Option<Arc<RequestTrace>>,
 }
 
 impl Fields {
@@ -70,7 +73,12 @@ impl Fields {
             map,
             prefix: String::new(),
             received: self.received,
+            trace: self.trace.clone(),
         }
+    }
+
+    pub(crate) fn trace(&self) -> Option<&Arc<RequestTrace>> {
+        self.trace.as_ref()
     }
 
     /// The field's full path, for errors.
@@ -166,6 +174,7 @@ impl Fields {
                 map,
                 prefix: format!("{}.", self.path(name)),
                 digest: None,
+                trace: self.trace.clone(),
                 received: self.received,
             })),
             Some(other) => Err(self.wrong_type(name, &other, "an object")),
@@ -315,6 +324,7 @@ impl FromRequest<Arc<AppState>> for Fields {
             .find(|value| !value.eq_ignore_ascii_case("identity"));
         let timeout = state.http.client_timeout;
         let deadline = tokio::time::Instant::now() + timeout;
+        let trace = request.extensions().get::<Arc<RequestTrace>>().cloned();
         let mut stream = request.into_body().into_data_stream();
         let mut body = Vec::with_capacity(declared.min(limit));
         let mut n_bytes = 0;
@@ -344,6 +354,7 @@ impl FromRequest<Arc<AppState>> for Fields {
         let received = Instant::now();
         let mut fields = Self::parse(&body)?;
         fields.received = Some(received);
+        fields.trace = trace;
         if state.result_cache.is_on() {
             fields.digest = Some(BodyDigest::of(&fields.map));
         }

@@ -91,6 +91,7 @@ impl GenerateRequest {
             let mut plan = Planned::new(params, &path, limits, seeds, shown.n_logprobs)?;
             plan.generation.priority = priority.unwrap_or(0) as i32;
             plan.generation.received = fields.received();
+            plan.generation.trace = fields.trace().cloned();
             plan.generation.prefix_root = prefix_root;
             planned.push(plan);
         }

@@ -19,6 +19,7 @@ use crate::server::request::fields::{Fields, as_integer, show};
 use crate::server::request::prompt::SizedPrompt;
 use crate::server::request::structured_fields::{RequestedFormat, take_constraint};
 use crate::text::Tokenizer;
+use crate::traces::RequestTrace;
 
 /// Maximum number of log-probabilities for each token, as in OpenAI's chat API.
 pub const MAX_LOGPROBS: i64 = 20;
@@ -51,6 +52,8 @@ pub struct Generation {
     pub asked: Option<RequestedFormat>,
     /// When the request was received.
     pub received: Instant,
+    /// The request's spans, if they are sent.
+    pub trace: Option<Arc<RequestTrace>>,
 }
 
 /// How the response is streamed.
@@ -137,6 +140,7 @@ impl Generation {
             streaming: take_streaming(fields)?,
             asked: take_constraint(fields)?,
             received: fields.received(),
+            trace: fields.trace().cloned(),
         };
         generation.check_min_tokens()?;
         Ok(generation)

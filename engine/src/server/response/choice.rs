@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 
 use crate::engine_loop::{EngineHandle, RequestStream};
 use crate::request::{
-    Failure, FinishReason, Request, RequestId, SampledToken, ScoredToken, TokenEvent, Usage,
+    Failure, FinishReason, Observer, Request, RequestId, SampledToken, ScoredToken, TokenEvent,
+    Usage,
 };
 use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::grammar_compiling::Form;
 use crate::server::request::sampling_fields::Generation;
 use crate::text::{StopMatcher, TextOrigin, TokenStream};
+use crate::traces::{ChoiceTrace, RequestFacts};
 
 /// A choice that the engine is working on. Dropping it cancels the request.
 pub struct Choice {
@@ -37,6 +39,7 @@ pub struct Choice {
     /// The request field that asked for the output format.
     form_param: Option<Arc<str>>,
     is_done: bool,
+    trace: Option<Arc<ChoiceTrace>>,
 }
 
 /// Log-probabilities of the prompt's tokens except the first. If they were requested, they are
@@ -76,6 +79,16 @@ pub struct ChoiceSpec {
     pub form: Option<Form>,
 }
 
+fn facts(model: &ServedModel, generation: &Generation, max_tokens: usize) -> RequestFacts {
+    RequestFacts {
+        model: model.name().to_owned(),
+        n: generation.n,
+        max_tokens,
+        temperature: generation.params.temperature,
+        top_p: generation.params.top_p,
+    }
+}
+
 impl Choice {
     /// Submits the request to the engine.
     ///
@@ -109,6 +122,10 @@ impl Choice {
         let (guide, form_param) = spec.form.map(|form| (form.guide, form.param)).unzip();
         let sampling =
             generation.params_of_choice(spec.sample_index, guide, &stop_ids, &model.tokenizer)?;
+        let trace = generation.trace.as_ref().map(|trace| {
+            let facts = facts(model, generation, max_new_tokens);
+            trace.choice(spec.index, spec.sample_index, facts)
+        });
         let request = Request {
             id: model.engine.next_request_id(),
             prompt: spec.prompt,
@@ -118,7 +135,9 @@ impl Choice {
             priority: generation.priority,
             prefix_root: generation.prefix_root,
         };
-        let stream = model.engine.submit_received(request, generation.received)?;
+        let observer = trace.clone().map(|trace| trace as Arc<dyn Observer>);
+        let engine = &model.engine;
+        let stream = engine.submit_received(request, generation.received, observer)?;
         Ok(Self {
             index: spec.index,
             engine: model.engine.clone(),
@@ -136,6 +155,7 @@ impl Choice {
             prompt_scores: PromptScores::default(),
             form_param,
             is_done: false,
+            trace,
         })
     }
 
@@ -190,6 +210,9 @@ impl Choice {
             }
         }
         self.is_done = piece.end.is_some();
+        if let (Some(end), Some(trace)) = (&piece.end, &self.trace) {
+            trace.finished(end.finish_reason, end.usage);
+        }
         Ok(Some(piece))
     }
 
@@ -197,6 +220,9 @@ impl Choice {
     fn error_of(&self, failure: Failure) -> ApiError {
         let is_of_form = matches!(failure, Failure::Form { .. });
         let error = ApiError::from(failure);
+        if let Some(trace) = &self.trace {
+            trace.failed(error.code.word(), error.status().is_server_error());
+        }
         match self.form_param.as_ref().filter(|_| is_of_form) {
             Some(param) => {
                 let message = format!("{param}: {}", error.message);

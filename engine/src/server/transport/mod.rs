@@ -8,4 +8,5 @@ pub(super) mod cors;
 pub mod open_files;
 pub(super) mod paths;
 pub(super) mod request_id;
+pub(super) mod traces;
 pub mod web_pages;
