@@ -8,7 +8,7 @@ use super::Cli;
 pub const WITH_FLAGS: [&str; 4] = ["serve", "generate", "bench", "simulate"];
 
 /// Heading → flags, in the order of `--help`. A flag without a group is listed under "Options".
-const GROUPS: [(&str, &[&str]); 10] = [
+const GROUPS: [(&str, &[&str]); 11] = [
     (
         "Model",
         &[
@@ -134,6 +134,10 @@ const GROUPS: [(&str, &[&str]); 10] = [
             "max-connections",
             "client-timeout-s",
         ],
+    ),
+    (
+        "Resumable streams",
+        &["max-kept-streams", "max-kept-stream-bytes", "kept-stream-s"],
     ),
     (
         "Result cache",

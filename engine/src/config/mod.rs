@@ -15,6 +15,7 @@ pub mod aliases;
 pub mod environment;
 mod file_lines;
 pub mod inactive;
+mod kept_streams;
 mod keys;
 mod loopback;
 pub mod models;
@@ -27,6 +28,7 @@ mod template;
 pub mod typed;
 mod warnings;
 
+pub use kept_streams::KeptStreamLimits;
 pub use loopback::is_loopback;
 pub use models::{ModelPlan, PlanError, ServePlan};
 pub use origins::AllowedOrigins;

@@ -5,6 +5,7 @@
 //! atomics, no locks.
 //! Deliberately absent: metrics that are added at run time, and timestamps.
 
+mod kept_streams;
 mod kinds;
 mod model_page;
 mod page;
@@ -13,6 +14,7 @@ mod sglang_names;
 mod tests;
 mod traffic;
 
+pub use self::kept_streams::KeptStreamMetrics;
 pub use self::kinds::{Counter, Gauge, Histogram};
 pub use self::traffic::{Dropped, TrafficMetrics};
 use crate::executor::ExecutorCounts;

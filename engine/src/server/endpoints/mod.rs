@@ -11,4 +11,5 @@ pub(super) mod loads;
 pub(super) mod native;
 pub(super) mod responses;
 pub(super) mod status;
+pub(super) mod streams;
 pub(super) mod tokenize;
