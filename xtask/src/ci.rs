@@ -15,8 +15,8 @@ use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
 use crate::{
-    cargo, crates_apart, deny, docs, feature_union, kernels, layers, machete, readme, source_index,
-    tracked_size, words,
+    cargo, clients, crates_apart, deny, docs, feature_union, kernels, layers, machete, readme,
+    source_index, tracked_size, words,
 };
 
 /// A model that needs no download.
@@ -72,6 +72,7 @@ pub fn run() -> Result<ExitCode> {
         }
     })?;
     step("smoke experiment", || smoke(&root))?;
+    step("the document of the API", || contract(&root))?;
     compiled
         .join()
         .map_err(|_| anyhow!("ci: CUDA kernels: the thread panicked"))??;
@@ -112,6 +113,19 @@ fn document(root: &Path) -> Result<()> {
         .status;
     if !status.success() {
         bail!("cargo doc failed ({status})");
+    }
+    Ok(())
+}
+
+/// schemathesis with a fixed number of examples against the engine that the tests have built.
+fn contract(root: &Path) -> Result<()> {
+    let engine = cargo::target_dir()?.join("debug").join("engine");
+    if !engine.is_file() {
+        run_cargo(root, &["build", "--package", "engine", "--bins"])?;
+    }
+    let code = clients::run_one("schemathesis", &engine)?;
+    if code != ExitCode::SUCCESS {
+        bail!("the server and its document differ; the requests that show it are above");
     }
     Ok(())
 }
