@@ -15,8 +15,8 @@ use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
 use crate::{
-    cargo, crates_apart, deny, docs, feature_union, kernels, kubernetes, layers, machete, page,
-    readme, source_index, tracked_size, words,
+    cargo, clients, crates_apart, deny, docs, feature_union, kernels, kubernetes, layers, machete,
+    page, readme, source_index, tracked_size, words,
 };
 
 /// A model that needs no download.
@@ -70,6 +70,7 @@ pub fn run() -> Result<ExitCode> {
     })?;
     step("page", || page::check(&dev_programs(&root, ["engine"])?[0]))?;
     step("smoke experiment", || smoke(&root))?;
+    step("the document of the API", || contract(&root))?;
     compiled
         .join()
         .map_err(|_| anyhow!("ci: CUDA kernels: the thread panicked"))??;
@@ -110,6 +111,16 @@ fn document(root: &Path) -> Result<()> {
         .status;
     if !status.success() {
         bail!("cargo doc failed ({status})");
+    }
+    Ok(())
+}
+
+/// schemathesis with a fixed number of examples against the engine that the tests have built.
+fn contract(root: &Path) -> Result<()> {
+    let [engine] = dev_programs(root, ["engine"])?;
+    let code = clients::run_one("schemathesis", &engine)?;
+    if code != ExitCode::SUCCESS {
+        bail!("the server and its document differ; the requests that show it are above");
     }
     Ok(())
 }

@@ -138,6 +138,10 @@ const GROUPS: [(&str, &[&str]); 11] = [
         ],
     ),
     (
+        "Resumable streams",
+        &["max-kept-streams", "max-kept-stream-bytes", "kept-stream-s"],
+    ),
+    (
         "Result cache",
         &[
             "result-cache",

@@ -15,6 +15,7 @@ pub mod aliases;
 pub mod environment;
 mod file_lines;
 pub mod inactive;
+mod kept_streams;
 mod keys;
 mod kv_events;
 mod loopback;
@@ -29,6 +30,7 @@ mod traces;
 pub mod typed;
 mod warnings;
 
+pub use kept_streams::KeptStreamLimits;
 pub use loopback::is_loopback;
 pub use models::{ModelPlan, PlanError, ServePlan};
 pub use origins::AllowedOrigins;

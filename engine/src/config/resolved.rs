@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::kept_streams::KeptStreamLimits;
 use super::keys::KeyFlags;
 use super::origins::AllowedOrigins;
 use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url, scheme_of};
@@ -188,6 +189,7 @@ pub struct HttpConfig {
     pub max_connections: usize,
     pub client_timeout: Duration,
     pub result_cache: ResultCacheConfig,
+    pub kept_streams: KeptStreamLimits,
     pub shutdown_grace: Duration,
     /// `None`: requests have no spans.
     pub traces: Option<TracesConfig>,
@@ -509,6 +511,7 @@ impl HttpArgs {
             max_connections: self.max_connections.unwrap_or(4096),
             client_timeout: Duration::from_secs(self.client_timeout_s.unwrap_or(60)),
             result_cache: self.resolve_result_cache()?,
+            kept_streams: self.resolve_kept_streams()?,
             shutdown_grace: Duration::from_secs(self.shutdown_grace_s.unwrap_or(30)),
             traces: self.resolve_traces()?,
         })

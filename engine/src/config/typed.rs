@@ -17,6 +17,10 @@ fn count(max: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=max)
 }
 
+fn up_to(max: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=max)
+}
+
 fn tokens() -> RangedU64ValueParser<usize> {
     count(1 << 30)
 }
@@ -431,6 +435,19 @@ pub struct HttpArgs {
     /// 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub client_timeout_s: Option<u64>,
+
+    /// Most streams that clients can resume, running or ended; 0 refuses to keep any [default: 256]
+    #[arg(long, value_name = "N", value_parser = up_to(1 << 20))]
+    pub max_kept_streams: Option<usize>,
+
+    /// Memory for the events of these streams [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub max_kept_stream_bytes: Option<u64>,
+
+    /// Seconds that such a stream goes on without a reader, and is kept once it has ended [default:
+    /// 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub kept_stream_s: Option<u64>,
 
     /// Cache for responses to deterministic requests: off, memory, or redis://… [default: off]
     #[arg(long, value_name = "WHERE")]

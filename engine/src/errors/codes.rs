@@ -75,6 +75,10 @@ codes! {
     "`previous_response_id` or `/v1/responses/{id}` names a response that is not kept: it was sent with `store: false`, was deleted, or has left the bounded memory, as at a restart.";
     "Send the whole conversation as `input`.";
 
+    StreamNotFound = "stream_not_found", Request, Some(404), "not_found_error", None;
+    "No stream of this id is kept for the request's key: it was not asked for with `X-Conversation-Id` or `background`, was cancelled, or has left the bounded memory; or the events that were asked for have.";
+    "Send the request again; as operator raise --max-kept-streams, --max-kept-stream-bytes or --kept-stream-s.";
+
     NotImplemented = "not_implemented", Request, Some(400), "invalid_request_error", None;
     "The endpoint is part of OpenAI's API, and no model here can do what it asks for.";
     "Use the endpoint that the message names, or another server.";
@@ -130,6 +134,10 @@ codes! {
     QueueFull = "queue_full", Limit, Some(429), "rate_limit_error", Some(1);
     "The numbers of running and waiting requests have reached --max-running-requests and --max-queued-requests.";
     "Try again after `Retry-After` seconds; as operator raise --max-queued-requests or add a server.";
+
+    TooManyKeptStreams = "too_many_kept_streams", Limit, Some(429), "rate_limit_error", Some(1);
+    "As many streams that can be resumed are running as --max-kept-streams allows.";
+    "Try again after `Retry-After` seconds, or leave `X-Conversation-Id` and `background` out; as operator raise --max-kept-streams.";
 
     QueueTimeout = "queue_timeout", Limit, Some(503), "service_unavailable_error", Some(1);
     "The request waited longer than --max-queue-s for admission to the running batch, or longer than that or half a minute for its grammar to be compiled.";

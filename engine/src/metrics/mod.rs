@@ -5,6 +5,7 @@
 //! atomics, no locks.
 //! Deliberately absent: metrics that are added at run time, and timestamps.
 
+mod kept_streams;
 mod kinds;
 mod model_page;
 mod page;
@@ -15,6 +16,7 @@ mod traffic;
 
 use std::time::Duration;
 
+pub use self::kept_streams::KeptStreamMetrics;
 pub use self::kinds::{Counter, Gauge, Histogram};
 pub use self::traffic::{Dropped, TrafficMetrics};
 use crate::executor::ExecutorCounts;

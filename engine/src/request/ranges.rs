@@ -26,6 +26,24 @@ impl Range {
         (self.least..=self.most).contains(&value)
     }
 
+    /// As a JSON schema.
+    pub fn schema(&self) -> serde_json::Value {
+        // With the digits of an f32, not those that it has as an f64.
+        let digits = |bound: f32| {
+            let short = bound.to_string().parse::<f64>().ok();
+            let inside = short.filter(|short| self.take(*short).is_some());
+            inside.unwrap_or(f64::from(bound))
+        };
+        let mut schema = serde_json::json!({"type": "number", "minimum": digits(self.least)});
+        if self.most < f32::MAX {
+            schema["maximum"] = digits(self.most).into();
+        } else {
+            // 2 to the power of 128, above which no decimal digits are an f32.
+            schema["exclusiveMaximum"] = 2_f64.powi(128).into();
+        }
+        schema
+    }
+
     /// `value` converted to the samplers' type, if it is inside.
     pub fn take(&self, value: f64) -> Option<f32> {
         (f64::from(self.least)..=f64::from(self.most))

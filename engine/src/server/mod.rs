@@ -11,7 +11,7 @@
 //! suspends and wakes models.
 //!
 //! When a client disconnects, its response is dropped, which drops the choices and cancels the
-//! requests. There is no other bookkeeping of connections.
+//! requests. Only a stream that its client asked to keep ([`kept_streams`]) outlives it.
 //!
 //! SGLang's and vLLM's own endpoints are [`endpoints::generate`], [`endpoints::native`],
 //! [`endpoints::loads`], [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
@@ -21,6 +21,7 @@
 //! requests are converted ([`request::converted`]), and a chat's output is written as blocks
 //! ([`response::blocks`]).
 //!
+//! What the server answers to is one table ([`routes`]), which [`openapi`] describes; beside it,
 //! [`endpoints::web_ui`] is the page for people at `/`.
 //!
 //! Deliberately absent: TLS (terminate it in a proxy), `/v1/embeddings` (refused), images and audio,
@@ -28,9 +29,12 @@
 
 pub mod endpoints;
 pub mod error;
+pub mod kept_streams;
 pub mod models;
+mod openapi;
 pub mod request;
 pub mod response;
+pub mod routes;
 pub mod running;
 pub mod state;
 pub mod stored_responses;
@@ -41,81 +45,18 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, Uri};
-use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
-use self::endpoints::{
-    admin, anthropic, chat, completions, flush, generate, loads, native, responses, status,
-    tokenize, web_ui,
-};
 use self::error::ApiError;
 use self::state::AppState;
 use self::transport::connections::{LimitedListener, Peer};
 use crate::config::{AllowedOrigins, HttpConfig};
 use crate::errors::Code;
 
-/// All routes.
+/// All routes, with what every request goes through.
 pub fn router(state: Arc<AppState>) -> Router {
-    let mut router = Router::new();
     let is_traced = state.tracer.get().is_some();
-    // With and without `/v1`, since clients differ in what they consider part of the base URL.
-    for prefix in ["/v1", ""] {
-        let at = |path: &str| format!("{prefix}{path}");
-        router = router
-            .route(&at("/completions"), post(completions::complete))
-            .route(&at("/chat/completions"), post(chat::chat))
-            .route(&at("/messages"), post(anthropic::create))
-            .route(&at("/messages/count_tokens"), post(anthropic::count_tokens))
-            .route(&at("/responses"), post(responses::create))
-            .route(
-                &at("/responses/input_tokens"),
-                post(responses::input_tokens),
-            )
-            .route(
-                &at("/responses/{id}"),
-                get(responses::retrieve).delete(responses::delete),
-            )
-            .route(&at("/responses/{id}/cancel"), post(responses::cancel))
-            .route(
-                &at("/responses/{id}/input_items"),
-                get(responses::input_items),
-            )
-            .route(&at("/embeddings"), any(embeddings))
-            .route(&at("/models"), get(status::models))
-            .route(&at("/models/{*name}"), get(status::model))
-            .route(&at("/tokenize"), post(tokenize::tokenize))
-            .route(&at("/detokenize"), post(tokenize::detokenize));
-    }
-    let router = router
-        .route("/generate", post(generate::generate))
-        .route("/tokenizer_info", get(tokenize::tokenizer_info))
-        .route("/health", get(status::health))
-        .route("/ping", get(status::health).post(status::health))
-        .route("/readiness", get(status::readiness))
-        .route("/liveness", get(status::liveness))
-        .route("/health_generate", get(native::health_generate))
-        .route("/version", get(native::version))
-        .route("/model_info", get(native::model_info))
-        .route("/get_model_info", get(native::model_info))
-        .route("/get_load", get(loads::get_load))
-        .route("/v1/loads", get(loads::loads))
-        .route("/load", get(loads::load))
-        .route(
-            "/flush_cache",
-            get(flush::flush_cache).post(flush::flush_cache),
-        )
-        .route("/reset_prefix_cache", post(flush::reset_prefix_cache))
-        .route("/abort_request", post(running::abort_request))
-        .route("/metrics", get(status::metrics))
-        .route("/server_info", get(status::server_info))
-        .route("/get_server_info", get(status::server_info))
-        .route("/", get(web_ui::file))
-        .route("/assets/{name}", get(web_ui::file))
-        .route("/admin/models", get(admin::list))
-        .route("/admin/models/load", post(admin::load))
-        .route("/admin/models/unload", post(admin::unload))
-        .route("/admin/models/sleep", post(admin::sleep))
-        .route("/admin/models/wake", post(admin::wake))
+    let router = routes::router()
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(method.as_str(), uri.path())

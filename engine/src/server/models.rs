@@ -57,6 +57,17 @@ pub enum ModelState {
 }
 
 impl ModelState {
+    pub const ALL: [Self; 8] = [
+        Self::Unloaded,
+        Self::Loading,
+        Self::Ready,
+        Self::FallingAsleep,
+        Self::Asleep,
+        Self::Waking,
+        Self::Unloading,
+        Self::Failed,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Unloaded => "unloaded",

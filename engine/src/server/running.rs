@@ -84,6 +84,8 @@ impl Drop for Registered {
 
 /// The response id that a client chose: `rid` unchanged, `request_id` with `prefix`.
 pub(crate) fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiError> {
+    fields.shape("rid", id_schema);
+    fields.shape("request_id", id_schema);
     let rid = fields.string("rid")?;
     let request_id = fields.string("request_id")?;
     for (name, id) in [("rid", &rid), ("request_id", &request_id)] {
@@ -96,6 +98,11 @@ pub(crate) fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String
         return Err(ApiError::invalid("request_id", message));
     }
     Ok(rid.or(request_id.map(|id| format!("{prefix}-{id}"))))
+}
+
+/// The schema of what [`check_id`] accepts.
+pub(crate) fn id_schema() -> Value {
+    json!({"type": "string", "pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_ID_BYTES})
 }
 
 pub(crate) fn check_id(path: &str, id: &str) -> Result<(), ApiError> {
@@ -116,15 +123,21 @@ pub(crate) async fn abort_request(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
+    let rid = take_aborted(&mut fields)?;
+    Ok(Json(
+        json!({"n_aborted": state.running.abort(rid.as_deref())}),
+    ))
+}
+
+/// The id of what is to be aborted; `None`: all.
+pub(crate) fn take_aborted(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let rid = fields.string("rid")?.filter(|rid| !rid.is_empty());
-    let is_all = fields.bool("abort_all")?.unwrap_or(false);
-    let id = match (&rid, is_all) {
-        (_, true) => None,
-        (Some(rid), false) => Some(rid.as_str()),
+    match (rid, fields.bool("abort_all")?.unwrap_or(false)) {
+        (_, true) => Ok(None),
+        (Some(rid), false) => Ok(Some(rid)),
         (None, false) => {
             let message = "rid is missing; it is a request's id, or abort_all is true";
-            return Err(ApiError::invalid("rid", message));
+            Err(ApiError::invalid("rid", message))
         }
-    };
-    Ok(Json(json!({"n_aborted": state.running.abort(id)})))
+    }
 }

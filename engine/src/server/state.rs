@@ -9,6 +9,7 @@ use crate::metrics::TrafficMetrics;
 use crate::result_cache::ResultCache;
 use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
+use crate::server::kept_streams::KeptStreams;
 use crate::server::models::{ModelEntry, Models, Open};
 use crate::server::running::Running;
 use crate::server::stored_responses::ResponseStore;
@@ -24,6 +25,8 @@ pub struct AppState {
     pub running: Arc<Running>,
     /// Responses for `previous_response_id`.
     pub stored_responses: ResponseStore,
+    /// Streams that clients can resume.
+    pub kept_streams: Arc<KeptStreams>,
     /// Held while a model is loaded, unloaded, put to sleep or woken: one change at a time.
     pub changing: tokio::sync::Mutex<()>,
     /// How to load models that are added while the server runs.
@@ -40,15 +43,16 @@ impl AppState {
         Self {
             traffic: Arc::default(),
             result_cache: ResultCache::new(&http.result_cache),
-            http,
             models: Models::default(),
             running: Arc::default(),
             stored_responses: ResponseStore::default(),
+            kept_streams: Arc::new(KeptStreams::new(http.kept_streams)),
             changing: tokio::sync::Mutex::default(),
             open: OnceLock::new(),
             tracer: OnceLock::new(),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            http,
         }
     }
 

@@ -124,6 +124,19 @@ def check_logprobs():
     assert shown.startswith(part.text.encode().rstrip("\ufffd".encode())), part
 
 
+def check_a_stream_in_the_background_is_read_on():
+    with create(max_output_tokens=24, background=True, stream=True) as stream:
+        begin = [next(stream) for _ in range(5)]
+    response_id, last = begin[0].response.id, begin[-1].sequence_number
+    rest = list(client.responses.retrieve(response_id, stream=True, starting_after=last))
+    numbers = [event.sequence_number for event in begin + rest]
+    assert numbers == list(range(len(numbers))), numbers
+    ended = rest[-1].response
+    deltas = (event.delta for event in begin + rest if event.type == "response.output_text.delta")
+    assert ended.background and "".join(deltas) == ended.output_text, ended
+    assert client.responses.retrieve(response_id) == ended
+
+
 def check_refusals():
     expect_error(400, lambda: create(temperature=-1), param="temperature")
     expect_error(400, lambda: create(tools=[{"type": "web_search"}]))
@@ -140,5 +153,6 @@ checks.run([
     check_parsed_schema,
     check_thoughts,
     check_logprobs,
+    check_a_stream_in_the_background_is_read_on,
     check_refusals,
 ])

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::config::{AllowedOrigins, HttpConfig, ResultCacheConfig};
+use engine::config::{AllowedOrigins, HttpConfig, KeptStreamLimits, ResultCacheConfig};
 use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
@@ -83,6 +83,7 @@ impl Default for TestConfig {
                 max_connections: 4096,
                 client_timeout: Duration::from_mins(1),
                 result_cache: ResultCacheConfig::default(),
+                kept_streams: KeptStreamLimits::default(),
                 shutdown_grace: Duration::from_secs(10),
                 traces: None,
             },

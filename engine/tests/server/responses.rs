@@ -373,3 +373,23 @@ async fn wrong_requests_are_refused() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_cannot_be_generated_is_not_counted() {
+    let server = TestServer::start(saying("ok")).await;
+    let messages = json!([{"role": "user", "content": "x"}]);
+    for (path, body) in [
+        ("/v1/responses/input_tokens", json!({"input": "x"})),
+        ("/v1/messages/count_tokens", json!({"messages": messages})),
+    ] {
+        server.ok(path, body.clone()).await;
+        for fields in [
+            json!({"top_p": 2}),
+            json!({"seed": "x"}),
+            json!({"logit_bias": []}),
+        ] {
+            let refused = server.post(path, merged(body.clone(), fields)).await;
+            assert_eq!(refused.status, 400, "{path}: {}", refused.text());
+        }
+    }
+}

@@ -45,6 +45,8 @@ pub struct Client {
     pub program: &'static str,
     /// Prints PASS or FAIL for each of its checks; otherwise its exit code is its only check.
     pub has_checks: bool,
+    /// Flags of a server of its own; without any it shares the others'.
+    pub flags: &'static [&'static str],
     args: fn(&Server) -> Vec<String>,
 }
 
@@ -65,6 +67,7 @@ impl Client {
                 Runtime::Node => "node",
             },
             has_checks: true,
+            flags: &[],
             args,
         }
     }
@@ -78,8 +81,21 @@ const OPENAI: Runtime = Runtime::Python("openai");
 const LITELLM: Runtime = Runtime::Python("litellm");
 const LOAD: Runtime = Runtime::Python("load_generators");
 
+const KEY: &str = "key-of-the-tests";
+/// For requests that say anything: no answer is long, and no stream is kept for long.
+const KEYS_AND_SHORT_OUTPUT: [&str; 8] = [
+    "--api-key",
+    KEY,
+    "--admin-api-key",
+    KEY,
+    "--max-output-tokens",
+    "8",
+    "--kept-stream-s",
+    "1",
+];
+
 /// In the order in which they run: the heaviest last.
-pub const CLIENTS: [Client; 16] = [
+pub const CLIENTS: [Client; 17] = [
     // First, since it has to know what the prefix cache held from its beginning.
     Client::checks(
         "kv-events",
@@ -127,6 +143,19 @@ pub const CLIENTS: [Client; 16] = [
     Client::checks("litellm-proxy", "litellm", LITELLM, |server| {
         script("litellm_proxy.py", server)
     }),
+    Client {
+        flags: &KEYS_AND_SHORT_OUTPUT,
+        ..Client::checks(
+            "schemathesis",
+            "schemathesis",
+            Runtime::Python("schemathesis"),
+            |server| {
+                let mut args = script("schemathesis_client.py", server);
+                args.push(KEY.to_owned());
+                args
+            },
+        )
+    },
     Client::checks("lm-eval", "lm_eval", Runtime::Python("lm_eval"), |server| {
         with_tokenizer("lm_eval_client.py", server)
     }),
@@ -139,6 +168,7 @@ pub const CLIENTS: [Client; 16] = [
         package: Some("llama-benchy"),
         program: "llama-benchy",
         has_checks: false,
+        flags: &[],
         args: llama_benchy,
     },
     Client {
@@ -147,6 +177,7 @@ pub const CLIENTS: [Client; 16] = [
         package: None,
         program: "python3",
         has_checks: false,
+        flags: &[],
         // Without the process id, so it does not check memory: within a few rounds that varies more
         // than it may grow in many.
         args: |server| vec!["stress.py".to_owned(), server.url.to_owned()],

@@ -15,6 +15,7 @@
 //! - `lm-eval`: lm-evaluation-harness with tasks of this repository; its scores must be the server's own.
 //! - `guidellm`, `llama-benchy`: load generators. guidellm depends on torch, gigabytes of which it
 //!   uses one iterator; a package of this repository replaces it.
+//! - `schemathesis`: requests made from the server's OpenAPI document, the only client with keys.
 //! - `stress`: this repository's own client, 200 requests at once of which half are abandoned.
 
 mod book;
@@ -57,6 +58,14 @@ pub struct ClientsArgs {
     only: Vec<String>,
 }
 
+/// Runs one client against an engine that has been built.
+pub fn run_one(name: &str, engine: &Path) -> Result<ExitCode> {
+    run(&ClientsArgs {
+        engine_bin: Some(engine.to_owned()),
+        only: vec![name.to_owned()],
+    })
+}
+
 pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     let clients = chosen(&args.only);
     install::check_tools(&clients)?;
@@ -86,20 +95,25 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
         // The clients' checks ask for a model that does not exist.
         "--strict-model-name",
     ];
-    let mut served = Served::start(&engine, &flags, &folder.join("engine.log"))?;
     let book = Book::open(&cargo::root()?.join("data/prompts"))?;
-    let server = Server {
-        url: &format!("http://{}", served.address),
-        model: MODEL,
-        tokenizer: &cache.join(TOKENIZER),
-        book_url: book.url(),
-        kv_events: [events, replays],
-    };
-    let outcomes = clients
-        .iter()
-        .map(|client| program::run(client, &server, &installed, &folder))
-        .collect::<Result<Vec<Outcome>>>()?;
-    let still_serves = served.check();
+    let mut outcomes = Vec::new();
+    let mut still_serves = Ok(());
+    for own_flags in servers(&clients) {
+        let clients = clients.iter().filter(|client| client.flags == own_flags);
+        let flags: Vec<&str> = flags.iter().chain(own_flags).copied().collect();
+        let mut served = Served::start(&engine, &flags, &folder.join("engine.log"))?;
+        let server = Server {
+            url: &format!("http://{}", served.address),
+            model: MODEL,
+            tokenizer: &cache.join(TOKENIZER),
+            book_url: book.url(),
+            kv_events: [events, replays],
+        };
+        for client in clients {
+            outcomes.push(program::run(client, &server, &installed, &folder)?);
+        }
+        still_serves = still_serves.and(served.check());
+    }
     println!("\n{}", program::table(&outcomes));
     for outcome in outcomes.iter().filter(|outcome| !outcome.passed()) {
         println!("{}", outcome.explanation());
@@ -120,6 +134,14 @@ fn free_endpoint() -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
     let address = listener.local_addr().context("looking for a free port")?;
     Ok(format!("tcp://{address}"))
+}
+
+/// The flags of each server that these clients need.
+fn servers(clients: &[&Client]) -> Vec<&'static [&'static str]> {
+    let mut servers: Vec<_> = clients.iter().map(|client| client.flags).collect();
+    servers.sort_unstable();
+    servers.dedup();
+    servers
 }
 
 /// All if none is named, in the catalogue's order.

@@ -224,6 +224,30 @@ fn added(state: &AppState, flags: &Map<String, Value>) -> Result<Arc<ModelEntry>
         .map_err(|message| of_model(Code::ModelExists, message))
 }
 
+/// The body of a change.
+pub(crate) fn change_schema(has_grace: bool) -> Value {
+    let mut schema = json!({
+        "type": "object",
+        "properties": {"model": {"type": "string"}},
+        "required": ["model"],
+        "additionalProperties": false,
+    });
+    if has_grace {
+        schema["properties"]["grace_s"] =
+            json!({"type": "number", "minimum": 0, "maximum": MAX_GRACE_S});
+    }
+    schema
+}
+
+/// The body of `load`: a name, or the flags of a new model.
+pub(crate) fn load_schema() -> Value {
+    let path = json!({"type": "string"});
+    let flags = json!({
+        "type": "object", "properties": {"model-path": path}, "required": ["model-path"],
+    });
+    json!({"anyOf": [change_schema(false), flags]})
+}
+
 fn grace(state: &AppState, fields: &Map<String, Value>) -> Result<Duration, ApiError> {
     match fields.get("grace_s") {
         None => Ok(state.http.shutdown_grace),

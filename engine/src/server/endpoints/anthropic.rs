@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::server::endpoints::chat::StartedChat;
 use crate::server::error::ApiError;
 use crate::server::request::anthropic_request::convert;
+use crate::server::request::chat_request::ChatRequest;
 use crate::server::request::converted::Converted;
 use crate::server::request::fields::Fields;
-use crate::server::request::messages::{self, Conversation};
+use crate::server::request::messages;
 use crate::server::request::prompt::encode;
 use crate::server::response::answer::SharedModel;
 use crate::server::response::messages_format::MessagesFormat;
@@ -45,7 +46,11 @@ pub async fn count_tokens(
 /// The number of tokens of a converted request's prompt.
 pub(crate) async fn count(model: &SharedModel, chat: &mut Converted) -> Result<usize, ApiError> {
     let counted = async {
-        let text = messages::render(model, Conversation::take(&mut chat.fields)?).await?;
+        let (limits, seeds) = (&model.limits, &model.seeds);
+        let format = model.parsers.tool_calls;
+        // All of it, so that what cannot be generated is not counted either.
+        let taken = ChatRequest::take(&mut chat.fields, limits, seeds, None, format)?;
+        let text = messages::render(model, taken.conversation).await?;
         Ok(encode(model, text, false, "messages").await?.len())
     };
     counted.await.map_err(|error| chat.in_their_names(error))

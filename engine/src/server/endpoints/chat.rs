@@ -8,25 +8,20 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use serde_json::json;
 
 use crate::server::error::ApiError;
+use crate::server::request::chat_request::{ChatForm, ChatRequest};
 use crate::server::request::fields::Fields;
 use crate::server::request::foreign_fields;
 use crate::server::request::grammar_compiling::{CompiledForm, compile};
 use crate::server::request::messages;
-use crate::server::request::messages::Conversation;
 use crate::server::request::prompt::{SizedPrompt, encode, fit};
 use crate::server::request::sampling_fields::{Generation, Streaming};
-use crate::server::request::tool_fields::ToolUse;
 use crate::server::response::answer::{AnswerFormat, ResponseEnvelope, SharedModel, respond};
 use crate::server::response::cached::{CacheRequest, Lookup, lookup};
 use crate::server::response::chat_format::ChatFormat;
 use crate::server::response::chat_reading::{ChatReading, OutputForm};
 use crate::server::response::choice::{Choice, ChoiceSpec};
-use crate::server::response::logprobs;
-use crate::server::response::logprobs::TokenNames;
-use crate::server::running::take_id;
 use crate::server::state::AppState;
 use crate::structured::Preamble;
 use crate::text::ThoughtStart;
@@ -36,18 +31,15 @@ pub async fn chat(
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
     let model = state.model(fields.string("model")?.as_deref())?;
-    let id = take_id(&mut fields, "chatcmpl")?;
-    let with_ids = fields.bool("return_token_ids")?.unwrap_or(false);
-    let names = TokenNames::take(&mut fields)?;
-    let n_logprobs = logprobs::take_chat_fields(&mut fields)?;
-    let chat = StartedChat::start(&state, &model, &mut fields, n_logprobs).await?;
+    let form = ChatForm::take(&mut fields)?;
+    let chat = StartedChat::start(&state, &model, &mut fields, form.n_logprobs).await?;
     let format = ChatFormat {
-        envelope: ResponseEnvelope::new("chatcmpl", id, &model),
+        envelope: ResponseEnvelope::new("chatcmpl", form.id, &model),
         reading: chat.reading,
-        with_logprobs: n_logprobs.is_some(),
-        names,
-        prompt_ids: with_ids.then(|| Arc::clone(&chat.fitted.prompt)),
-        with_ids,
+        with_logprobs: form.n_logprobs.is_some(),
+        names: form.names,
+        prompt_ids: form.with_ids.then(|| Arc::clone(&chat.fitted.prompt)),
+        with_ids: form.with_ids,
     };
     chat.running.respond(&state, format).await
 }
@@ -92,15 +84,16 @@ impl StartedChat {
         fields: &mut Fields,
         n_logprobs: Option<usize>,
     ) -> Result<Self, ApiError> {
-        let conversation = Conversation::take(fields)?;
-        refuse_unsupported(fields)?;
-        foreign_fields::refuse(fields)?;
-        let mut generation = Generation::take(fields, &model.limits, &model.seeds, n_logprobs)?;
+        let format = model.parsers.tool_calls;
+        let ChatRequest {
+            conversation,
+            mut generation,
+            tool_use,
+            asked,
+            separates,
+            add_special,
+        } = ChatRequest::take(fields, &model.limits, &model.seeds, n_logprobs, format)?;
         foreign_fields::check_priority(model, generation.priority)?;
-        let mut tool_use = ToolUse::take(fields, conversation.tools(), model.parsers.tool_calls)?;
-        let asked = tool_use.output(generation.asked.take());
-        let separates = fields.bool("separate_reasoning")?.unwrap_or(true);
-        let add_special = fields.bool("add_special_tokens")?.unwrap_or(false);
         let prefill = conversation.prefill().map(str::to_owned);
         let text = messages::render(model, conversation).await?;
         let thought_start = model.parsers.reasoning.then(|| match &prefill {
@@ -145,7 +138,7 @@ impl StartedChat {
                 lookup,
                 choices,
                 n: generation.n,
-                streaming: generation.streaming,
+                streaming: generation.streaming.take(),
             },
             generation,
             fitted,
@@ -178,13 +171,4 @@ fn preamble(start: ThoughtStart) -> Preamble {
         ThoughtStart::Before => Preamble::MaybeThought,
         ThoughtStart::After => Preamble::Nothing,
     }
-}
-
-fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.refuse("functions", &[json!([])])?;
-    fields.refuse("function_call", &[json!("none"), json!("auto")])?;
-    fields.refuse("modalities", &[json!(["text"])])?;
-    fields.refuse("audio", &[])?;
-    fields.refuse("echo", &[json!(false)])?;
-    Ok(())
 }

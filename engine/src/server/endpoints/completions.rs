@@ -7,11 +7,11 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::server::error::ApiError;
-use crate::server::request::fields::{Fields, as_integer};
+use crate::server::request::completion_request::CompletionRequest;
+use crate::server::request::fields::Fields;
 use crate::server::request::foreign_fields;
 use crate::server::request::grammar_compiling::{CompiledForm, compile};
-use crate::server::request::prompt::{fit_prompts, take_prompts};
-use crate::server::request::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPROBS};
+use crate::server::request::prompt::fit_prompts;
 use crate::server::response::answer::{
     AnswerFormat, FinishedChoice, ResponseEnvelope, SharedModel, respond,
 };
@@ -19,7 +19,6 @@ use crate::server::response::cached::{CacheRequest, lookup};
 use crate::server::response::choice::{Choice, ChoiceSpec, Piece, PromptScores, token_ids};
 use crate::server::response::logprobs;
 use crate::server::response::logprobs::{CompletionLogprobs, TextOffsets, TokenNames};
-use crate::server::running::take_id;
 use crate::server::state::AppState;
 use crate::structured::Preamble;
 
@@ -31,47 +30,21 @@ pub async fn complete(
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
     let model = &state.model(fields.string("model")?.as_deref())?;
-    let prompts = take_prompts(&mut fields, &model.limits)?;
-    let n_logprobs = logprobs::take_completion_fields(&mut fields)?;
-    let names = TokenNames::take(&mut fields)?;
-    let with_ids = fields.bool("return_token_ids")?.unwrap_or(false);
-    let id = take_id(&mut fields, "cmpl")?;
-    foreign_fields::refuse(&mut fields)?;
-    fields.refuse("suffix", &[json!("")])?;
-    fields.refuse("prompt_embeds", &[])?;
-    let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
-    let echo = fields.bool("echo")?.unwrap_or(false);
-    let n_prompt_logprobs = fields.integer("prompt_logprobs", 0..=MAX_LOGPROBS)?;
-    let n_prompt_logprobs = n_prompt_logprobs.map(|n| n as usize);
-    let takes_no_output = take_zero(&mut fields, "max_tokens");
-    let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    let CompletionRequest {
+        prompts,
+        mut generation,
+        n_logprobs,
+        n_prompt_logprobs,
+        names,
+        with_ids,
+        id,
+        add_special,
+        echo,
+    } = CompletionRequest::take(&mut fields, &model.limits, &model.seeds)?;
     foreign_fields::check_priority(model, generation.priority)?;
-    if takes_no_output {
-        if let Some(other) = generation.max_tokens {
-            let message = format!(
-                "max_tokens is 0, but max_completion_tokens, which means the same, is {other}"
-            );
-            return Err(ApiError::invalid("max_completion_tokens", message));
-        }
-        generation.max_tokens = Some(0);
-    }
-    if n_prompt_logprobs.is_some() && generation.streaming.is_some() {
-        let message = "prompt_logprobs comes with whole answers only; leave stream out, or ask \
-                       for echo with logprobs";
-        return Err(ApiError::unsupported("prompt_logprobs", message));
-    }
-    let n_scored = n_logprobs.filter(|_| echo).max(n_prompt_logprobs);
-    generation.params.n_prompt_logprobs = n_scored;
+    let n_scored = generation.params.n_prompt_logprobs;
     let asked = generation.asked.take();
     let n = generation.n;
-    if prompts.len() * n > MAX_CHOICES {
-        let message = format!(
-            "{} prompts with n = {n} are {} choices, the limit is {MAX_CHOICES}",
-            prompts.len(),
-            prompts.len() * n
-        );
-        return Err(ApiError::invalid("n", message));
-    }
     let fitted = fit_prompts(
         model,
         prompts,
@@ -153,18 +126,6 @@ pub async fn complete(
         format,
     )
     .await
-}
-
-/// Removes a field whose value is 0; leaves other values for their own parser.
-fn take_zero(fields: &mut Fields, name: &str) -> bool {
-    match fields.value(name) {
-        Some(value) if as_integer(&value) == Some(0) => true,
-        Some(value) => {
-            fields.put_back(name, value);
-            false
-        }
-        None => false,
-    }
 }
 
 /// What a choice's response includes of its prompt.

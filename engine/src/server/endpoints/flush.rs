@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::engine_loop::FlushError;
 use crate::errors::Code;
 use crate::server::error::ApiError;
+use crate::server::request::parts::Asked;
 use crate::server::state::AppState;
 
 const MAX_TIMEOUT_S: f64 = 600.0;
@@ -29,7 +30,7 @@ pub struct Wait {
 
 pub async fn flush_cache(
     State(state): State<Arc<AppState>>,
-    Query(wait): Query<Wait>,
+    Asked(wait): Asked<Wait>,
 ) -> Result<&'static str, ApiError> {
     let timeout = match wait.timeout.as_deref() {
         None => Duration::ZERO,
@@ -49,7 +50,7 @@ pub struct Reset {
 /// The host tier, what vLLM calls external, is always reset too.
 pub async fn reset_prefix_cache(
     State(state): State<Arc<AppState>>,
-    Query(reset): Query<Reset>,
+    Asked(reset): Asked<Reset>,
 ) -> Result<Json<Value>, ApiError> {
     if is_true("reset_running_requests", reset.reset_running_requests)? {
         let message = "reset_running_requests is true; running requests keep their KV here: wait, \
@@ -70,6 +71,10 @@ fn is_true(name: &str, text: Option<String>) -> Result<bool, ApiError> {
             Err(ApiError::invalid(name, message))
         }
     }
+}
+
+pub(crate) fn timeout_schema() -> Value {
+    json!({"type": "number", "minimum": 0, "maximum": MAX_TIMEOUT_S})
 }
 
 fn seconds(text: &str) -> Result<Duration, ApiError> {

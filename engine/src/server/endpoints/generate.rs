@@ -89,6 +89,7 @@ pub async fn generate(
     let streaming = request.is_streamed.then_some(Streaming {
         include_usage: false,
         continuous_usage: false,
+        keeping: fields.stream_keeping(),
     });
     let format = GenerateFormat::new(
         Arc::clone(model),

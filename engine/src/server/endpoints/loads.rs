@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing_subscriber::fmt::format::Writer;
@@ -22,6 +22,7 @@ use crate::served_model::ServedModel;
 use crate::server::endpoints::status;
 use crate::server::error::ApiError;
 use crate::server::request::fields::show;
+use crate::server::request::parts::Asked;
 use crate::server::state::AppState;
 
 /// What `include` may name, as in SGLang. A section that a model does not have is left out.
@@ -30,7 +31,7 @@ const BYTES_PER_GB: f64 = (1u64 << 30) as f64;
 
 /// What `/v1/loads` may be asked.
 #[derive(Debug, Deserialize)]
-pub struct Asked {
+pub struct Wanted {
     dp_rank: Option<String>,
     include: Option<String>,
     format: Option<String>,
@@ -39,7 +40,7 @@ pub struct Asked {
 /// `GET /v1/loads?include=SECTION,…&dp_rank=N`.
 pub async fn loads(
     State(state): State<Arc<AppState>>,
-    Query(asked): Query<Asked>,
+    Asked(asked): Asked<Wanted>,
 ) -> Result<Json<Value>, ApiError> {
     if let Some(format) = asked.format.as_deref().filter(|format| *format != "json") {
         let format = show(&format.into());
@@ -91,6 +92,12 @@ pub async fn load(State(state): State<Arc<AppState>>) -> Result<Json<Value>, Api
     let loaded = status::loaded(&state)?;
     let n_requests: usize = loaded.iter().map(|model| model.engine.n_in_flight()).sum();
     Ok(Json(json!({"server_load": n_requests})))
+}
+
+/// A list of [`SECTIONS`].
+pub(crate) fn include_schema() -> Value {
+    let one = SECTIONS.join("|");
+    json!({"type": "string", "pattern": format!("^(({one})(,({one}))*)?$")})
 }
 
 fn sections(include: Option<&str>) -> Result<Vec<&str>, ApiError> {

@@ -11,5 +11,6 @@ pub(super) mod loads;
 pub(super) mod native;
 pub(super) mod responses;
 pub(super) mod status;
+pub(super) mod streams;
 pub(super) mod tokenize;
 pub(super) mod web_ui;

@@ -1,24 +1,29 @@
 //! OpenAI's `/v1/responses`, over the chat that a request becomes: `POST` makes one, `GET` and
 //! `DELETE` find those that are kept in [bounded memory](crate::server::stored_responses).
 //!
-//! Deliberately absent: responses in the background, built-in tools, conversations.
+//! A response in the background is a stream that is [kept](crate::server::kept_streams) under its
+//! id. Deliberately absent: built-in tools, conversations.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
-use axum::response::Response;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::errors::Code;
 use crate::server::endpoints::anthropic::count;
 use crate::server::endpoints::chat::StartedChat;
+use crate::server::endpoints::streams::{STARTING_AFTER, read_on};
 use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, show};
+use crate::server::request::parts::{Asked, InPath};
 use crate::server::request::responses_request::{ResponsesRequest, not_kept};
 use crate::server::response::responses_format::{Keeping, ResponsesFormat};
 use crate::server::state::AppState;
 use crate::server::stored_responses::Stored;
+use crate::server::transport::auth::SentKeys;
 
 pub async fn create(
     State(state): State<Arc<AppState>>,
@@ -61,24 +66,52 @@ pub async fn input_tokens(
 }
 
 /// The query of a `GET`.
-pub type Asked = Query<Vec<(String, String)>>;
+pub type Query = Asked<Vec<(String, String)>>;
 
 pub async fn retrieve(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
-    Query(asked): Asked,
-) -> Result<Json<Value>, ApiError> {
+    InPath(id): InPath,
+    Asked(asked): Query,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let (mut is_streamed, mut after) = (false, None);
     for (name, value) in asked {
-        if (name.as_str(), value.as_str()) != ("stream", "false") {
-            return Err(unknown(&name, &value));
+        match (name.as_str(), value.as_str()) {
+            ("stream", "true") => is_streamed = true,
+            ("stream", "false") => is_streamed = false,
+            (STARTING_AFTER, _) => after = Some(value),
+            // The padding that it turns off is not there.
+            ("include_obfuscation", "false") => {}
+            _ => return Err(unknown(&name, &value)),
         }
     }
-    Ok(Json(stored(&state, &id)?.response))
+    if is_streamed {
+        return read_on(&state, &id, after.as_deref(), &headers);
+    }
+    if let Some(after) = after {
+        let shown = show(&json!(after));
+        let message = format!("starting_after is {shown}, but is only allowed with stream=true");
+        return Err(ApiError::invalid(STARTING_AFTER, message));
+    }
+    let response = match running(&state, &id, &headers) {
+        Some(response) => response,
+        None => stored(&state, &id)?.response,
+    };
+    Ok(Json(response).into_response())
+}
+
+/// A response in the background that has not ended, without its output so far.
+fn running(state: &AppState, id: &str, headers: &HeaderMap) -> Option<Value> {
+    let keys = SentKeys::of(headers);
+    let event = state.kept_streams.first_of_running(id, &keys)?;
+    let mut event: Value = serde_json::from_str(event.data()).ok()?;
+    let response = event["response"].take();
+    (response["id"] == id).then_some(response)
 }
 
 pub async fn delete(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
+    InPath(id): InPath,
 ) -> Result<Json<Value>, ApiError> {
     if !state.stored_responses.remove(&id) {
         return Err(not_kept("response_id", &id));
@@ -90,23 +123,34 @@ pub async fn delete(
 
 pub async fn cancel(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
+    InPath(id): InPath,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
+    if let Some(mut response) = running(&state, &id, &headers) {
+        state.kept_streams.remove(&id, &SentKeys::of(&headers));
+        response["status"] = json!("cancelled");
+        return Ok(Json(response));
+    }
     stored(&state, &id)?;
     let message = format!(
-        "{id} has ended, and no response runs in the background here; close the connection of a \
-         running one to cancel it"
+        "{id} does not run in the background any more; close the connection of a response that \
+         does not run there to cancel it"
     );
     Err(ApiError::unsupported("response_id", message))
+}
+
+const MAX_LISTED: usize = 100;
+
+pub(crate) fn limit_schema() -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": MAX_LISTED})
 }
 
 /// The items of a request's own input, the newest first unless `order` is `asc`.
 pub async fn input_items(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
-    Query(asked): Asked,
+    InPath(id): InPath,
+    Asked(asked): Query,
 ) -> Result<Json<Value>, ApiError> {
-    const MAX_LISTED: usize = 100;
     let (mut limit, mut is_ascending, mut after) = (20, false, None);
     for (name, value) in asked {
         match (name.as_str(), value.as_str()) {
@@ -153,7 +197,7 @@ fn stored(state: &AppState, id: &str) -> Result<Stored, ApiError> {
     stored.ok_or_else(|| not_kept("response_id", id))
 }
 
-fn unknown(name: &str, value: &str) -> ApiError {
+pub(super) fn unknown(name: &str, value: &str) -> ApiError {
     let shown = show(&json!(value));
     let message = format!("{name} is {shown}, which this endpoint does not know");
     ApiError::of_field(Code::UnsupportedParameter, name, message)

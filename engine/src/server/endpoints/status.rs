@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use crate::served_model::ServedModel;
 use crate::server::endpoints::exposition;
 use crate::server::error::ApiError;
 use crate::server::models::{ModelEntry, ModelState};
+use crate::server::request::parts::InPath;
 use crate::server::state::AppState;
 use crate::server::transport::auth;
 
@@ -96,6 +97,7 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> Response {
         .map(|model| model.engine.metrics().render())
         .collect();
     texts.push(state.traffic.render());
+    texts.push(state.kept_streams.render());
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], exposition::merge(&texts)).into_response()
 }
@@ -141,7 +143,7 @@ pub async fn models(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
 /// The name may contain slashes, as hub ids do.
 pub async fn model(
     State(state): State<Arc<AppState>>,
-    Path(name): Path<String>,
+    InPath(name): InPath,
 ) -> Result<Json<Value>, ApiError> {
     let entry = state.models.find(Some(&name))?;
     match entry.model() {

@@ -4,17 +4,18 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::server::error::ApiError;
 use crate::server::request::anthropic_request::take_cache_control;
 use crate::server::request::converted::Transcript;
-use crate::server::request::fields::{Fields, element, show};
+use crate::server::request::fields::{Fields, show, text_or_list};
 
 pub(super) fn take_system(
     fields: &mut Fields,
     transcript: &mut Transcript,
 ) -> Result<(), ApiError> {
+    fields.shape("system", || text_or_list(0));
     let Some(system) = fields.value("system") else {
         return Ok(());
     };
@@ -32,6 +33,7 @@ pub(super) fn take_messages(
     fields: &mut Fields,
     transcript: &mut Transcript,
 ) -> Result<bool, ApiError> {
+    fields.shape("messages", || json!({"type": "array", "minItems": 1}));
     let messages = fields.array("messages")?.filter(|all| !all.is_empty());
     let what = "an array of at least one message";
     let messages = fields.required("messages", messages, what)?;
@@ -39,7 +41,9 @@ pub(super) fn take_messages(
     let mut is_begun = false;
     for (i, message) in messages.into_iter().enumerate() {
         let place = format!("messages[{i}]");
-        let mut message = element(&place, message)?;
+        let mut message = fields.element(&place, message)?;
+        message.shape("role", || json!({"enum": ["user", "assistant"]}));
+        message.shape("content", || text_or_list(0));
         let role = message.string("role")?;
         let content = message.value("content");
         let content = message.required("content", content, "a string or an array of blocks")?;
@@ -75,8 +79,9 @@ fn blocks(
         Value::Array(blocks) => blocks,
         other => return Err(fields.wrong_type(name, &other, "a string or an array of blocks")),
     };
+    let parent = fields.within(Map::new(), "");
     Ok(blocks.into_iter().enumerate().map(move |(i, block)| {
-        let mut block = element(&format!("{path}[{i}]"), block)?;
+        let mut block = parent.element(&format!("{path}[{i}]"), block)?;
         let kind = block.string("type")?;
         let kind = block.required("type", kind, "the block's type")?;
         take_cache_control(&mut block)?;
@@ -145,6 +150,7 @@ fn take_result(mut block: Fields, calls: &HashSet<String>) -> Result<Value, ApiE
         // Chat templates have no other way to say so.
         parts.push(json!({"type": "text", "text": "Error:"}));
     }
+    block.shape("content", || text_or_list(0));
     if let Some(content) = block.value("content") {
         for part in blocks(&block, "content", content)? {
             parts.push(text_of(part?, "of a result only \"text\" is read here")?);

@@ -11,7 +11,7 @@ use crate::server::request::anthropic_messages::{take_messages, take_system};
 use crate::server::request::converted::{
     Converted, SAMPLING, Transcript, function_tool, pass, take_stream,
 };
-use crate::server::request::fields::{Fields, element, show};
+use crate::server::request::fields::{Fields, show};
 
 /// Fields of a chat, and those that they are called here.
 const RENAMED: &[(&str, &str)] = &[
@@ -101,6 +101,10 @@ fn take_thinking(
         }
         return Ok(());
     };
+    thinking.shape(
+        "type",
+        || json!({"enum": ["enabled", "disabled", "adaptive"]}),
+    );
     let kind = thinking.string("type")?;
     match kind.as_deref() {
         Some("disabled") => {
@@ -142,6 +146,7 @@ fn take_output_config(fields: &mut Fields, body: &mut Map<String, Value>) -> Res
         body.insert("reasoning_effort".to_owned(), effort.into());
     }
     if let Some(mut format) = config.object("format")? {
+        format.shape("type", || json!({"enum": ["json_schema"]}));
         let kind = format.value("type").unwrap_or_default();
         if kind != "json_schema" {
             let path = format.path("type");
@@ -163,13 +168,14 @@ fn take_tools(fields: &mut Fields, body: &mut Map<String, Value>) -> Result<(), 
         return Ok(());
     };
     let tools = tools.into_iter().enumerate();
-    let tools = tools.map(|(i, tool)| take_tool(element(&format!("tools[{i}]"), tool)?));
+    let tools = tools.map(|(i, tool)| take_tool(fields.element(&format!("tools[{i}]"), tool)?));
     let tools = tools.collect::<Result<Vec<_>, _>>()?;
     body.insert("tools".to_owned(), tools.into());
     Ok(())
 }
 
 fn take_tool(mut tool: Fields) -> Result<Value, ApiError> {
+    tool.shape("type", || json!({"enum": ["custom"]}));
     if let Some(kind) = tool.string("type")?
         && kind != "custom"
     {
@@ -203,6 +209,7 @@ fn take_tool_choice(fields: &mut Fields, body: &mut Map<String, Value>) -> Resul
     let Some(mut choice) = fields.object("tool_choice")? else {
         return Ok(());
     };
+    choice.shape("type", || json!({"enum": ["auto", "any", "tool", "none"]}));
     let kind = choice.string("type")?;
     let chosen = match kind.as_deref() {
         Some(kind @ ("auto" | "none")) => json!(kind),

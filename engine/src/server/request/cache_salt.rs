@@ -2,7 +2,7 @@
 //! neither `cached_tokens` nor the time to first token reveals what other clients asked. The result
 //! cache (`--result-cache`) treats it like every other field of the body.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::server::error::ApiError;
@@ -14,6 +14,10 @@ const MAX_BYTES: usize = 1024;
 /// The root of the prompt's prefixes in the radix tree; 0 without a salt.
 pub fn take(fields: &mut Fields) -> Result<u64, ApiError> {
     const WANTED: &str = "a string that is not empty, of at most 1024 bytes";
+    fields.shape(
+        NAME,
+        || json!({"type": "string", "minLength": 1, "maxLength": MAX_BYTES}),
+    );
     match fields.value(NAME) {
         None => Ok(0),
         Some(Value::String(salt)) if (1..=MAX_BYTES).contains(&salt.len()) => Ok(root_of(&salt)),

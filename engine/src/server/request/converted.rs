@@ -99,6 +99,10 @@ impl Converted {
 /// Moves fields that have the same name and meaning.
 pub(super) fn pass(fields: &mut Fields, names: &[&str], body: &mut Map<String, Value>) {
     for name in names {
+        fields.shape(
+            name,
+            || json!({"$ref": format!("#/components/schemas/ChatRequest/properties/{name}")}),
+        );
         if let Some(value) = fields.value(name) {
             body.insert((*name).to_owned(), value);
         }

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
+use serde_json::json;
+
 use crate::served_model::Limits;
 use crate::server::error::ApiError;
 use crate::server::request::fields::Fields;
-use crate::server::request::sampling_fields::{take_same, token_ids};
+use crate::server::request::sampling_fields::{id_list, take_same, token_ids};
 use crate::text::Tokenizer;
 
 const MAX_BAD_WORDS: usize = 1024;
@@ -26,6 +28,12 @@ impl BadWords {
     /// If it is no array of strings, has too many of them, or one of them is blank or too long.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         const NAME: &str = "bad_words";
+        fields.shape(NAME, || {
+            let word = json!({
+                "type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARS, "pattern": "\\S",
+            });
+            json!({"type": "array", "items": word, "maxItems": MAX_BAD_WORDS})
+        });
         let items = fields.array(NAME)?.unwrap_or_default();
         if items.len() > MAX_BAD_WORDS {
             let n = items.len();
@@ -89,6 +97,7 @@ pub(crate) fn take_allowed(
     limits: &Limits,
 ) -> Result<Option<Arc<[u32]>>, ApiError> {
     const NAME: &str = "allowed_token_ids";
+    fields.shape(NAME, || id_list(limits, 1, limits.vocab));
     let Some(items) = fields.array(NAME)? else {
         return Ok(None);
     };

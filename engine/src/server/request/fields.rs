@@ -4,8 +4,8 @@
 //! `null` is treated as absent, as in OpenAI's API. Fields that are not taken are ignored.
 
 use axum::extract::{FromRequest, Request};
-use axum::http::header;
-use serde_json::{Map, Value};
+use axum::http::{HeaderMap, header};
+use serde_json::{Map, Value, json};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,8 +14,12 @@ use tokio_stream::StreamExt;
 use crate::model::json_fields::kind_of;
 use crate::request::ranges::Range;
 use crate::server::error::ApiError;
+use crate::server::kept_streams::{CONVERSATION_ID, KeepStream};
+use crate::server::request::description::Description;
 use crate::server::response::cached::BodyDigest;
+use crate::server::running::check_id;
 use crate::server::state::AppState;
+use crate::server::transport::auth::SentKeys;
 use crate::traces::RequestTrace;
 
 /// Maximum length of a client's value that an error message repeats, in characters.
@@ -32,6 +36,10 @@ pub struct Fields {
     received: Option<Instant>,
     /// The request's spans, if they are sent.
     trace: Option<Arc<RequestTrace>>,
+    /// How the request's stream is kept, if it asks for that; its keys in any case.
+    keeping: (bool, KeepStream),
+    /// Where what is read is noted.
+    description: Option<Description>,
 }
 
 impl Fields {
@@ -71,14 +79,62 @@ impl Fields {
         Self {
             digest: self.digest.is_some().then(|| BodyDigest::of(&map)),
             map,
-            prefix: String::new(),
             received: self.received,
             trace: self.trace.clone(),
+            keeping: self.keeping.clone(),
+            ..Self::default()
         }
     }
 
     pub(crate) fn trace(&self) -> Option<&Arc<RequestTrace>> {
         self.trace.as_ref()
+    }
+
+    /// A sample, which is read in order to describe what is read.
+    pub(crate) fn sample(map: Map<String, Value>, description: &Description) -> Self {
+        Self {
+            map,
+            description: Some(description.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// An object within the body, at a path of its own, that is described with it.
+    pub(crate) fn within(&self, map: Map<String, Value>, prefix: &str) -> Self {
+        Self {
+            map,
+            prefix: prefix.to_owned(),
+            received: self.received,
+            trace: self.trace.clone(),
+            description: self.description.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Describes a field that its parser checks by itself.
+    pub(crate) fn shape(&self, name: &str, schema: impl FnOnce() -> Value) {
+        if let Some(description) = &self.description {
+            description.note(&self.path(name), schema());
+        }
+    }
+
+    /// Describes fields of which one must be there.
+    pub(crate) fn shape_one_of(&self, names: &[&str]) {
+        if let Some(description) = &self.description {
+            description.note_one_of(names);
+        }
+    }
+
+    /// The stream of this request is to be kept under its answer's id.
+    pub(crate) fn keep_stream(&mut self) {
+        self.keeping.0 = true;
+        self.keeping.1.id = None;
+    }
+
+    /// How the stream of this request is to be kept.
+    pub(crate) fn stream_keeping(&self) -> Option<KeepStream> {
+        let (is_asked, keeping) = &self.keeping;
+        is_asked.then(|| keeping.clone())
     }
 
     /// The field's full path, for errors.
@@ -98,6 +154,7 @@ impl Fields {
 
     /// Takes the field out, whatever it holds.
     pub fn value(&mut self, name: &str) -> Option<Value> {
+        self.shape(name, || json!({}));
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
@@ -107,6 +164,7 @@ impl Fields {
     }
 
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        self.shape(name, || json!({"type": "string"}));
         match self.value(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -115,6 +173,7 @@ impl Fields {
     }
 
     pub(crate) fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.shape(name, || json!({"type": "boolean"}));
         match self.value(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
@@ -125,6 +184,7 @@ impl Fields {
     /// A sampling parameter, converted to the sampler's type.
     pub(crate) fn parameter(&mut self, range: Range) -> Result<Option<f32>, ApiError> {
         let name = range.name;
+        self.shape(name, || range.schema());
         let Some(value) = self.value(name) else {
             return Ok(None);
         };
@@ -145,6 +205,7 @@ impl Fields {
         name: &str,
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
+        self.shape(name, || integers(&range));
         let Some(value) = self.value(name) else {
             return Ok(None);
         };
@@ -160,6 +221,7 @@ impl Fields {
     }
 
     pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
+        self.shape(name, || json!({"type": "array"}));
         match self.value(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -168,15 +230,12 @@ impl Fields {
     }
 
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<Fields>, ApiError> {
+        self.shape(name, || json!({"type": "object"}));
         match self.value(name) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Self {
-                map,
-                prefix: format!("{}.", self.path(name)),
-                digest: None,
-                trace: self.trace.clone(),
-                received: self.received,
-            })),
+            Some(Value::Object(map)) => {
+                Ok(Some(self.within(map, &format!("{}.", self.path(name)))))
+            }
             Some(other) => Err(self.wrong_type(name, &other, "an object")),
         }
     }
@@ -192,6 +251,10 @@ impl Fields {
         name: &str,
         asks_for_nothing: &[Value],
     ) -> Result<(), ApiError> {
+        self.shape(
+            name,
+            || json!({"enum": asks_for_nothing, "description": "not supported"}),
+        );
         match self.value(name) {
             Some(value) if !asks_for_nothing.contains(&value) => {
                 let path = self.path(name);
@@ -207,6 +270,9 @@ impl Fields {
 
     /// Refuses whatever has not been taken.
     pub(crate) fn refuse_rest(&self) -> Result<(), ApiError> {
+        if let Some(description) = &self.description {
+            description.note_closed(self.prefix.trim_end_matches('.'));
+        }
         match self.map.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((name, value)) => {
@@ -220,6 +286,21 @@ impl Fields {
         }
     }
 
+    /// An element of an array in the body, as an object.
+    pub(crate) fn element(&self, path: &str, value: Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(self.within(map, &format!("{path}."))),
+            other => {
+                let message = format!(
+                    "{path} is {} ({}), but must be an object",
+                    show(&other),
+                    kind_of(&other)
+                );
+                Err(ApiError::invalid(path, message))
+            }
+        }
+    }
+
     /// Takes a field that must be there.
     pub(crate) fn required<T>(
         &self,
@@ -227,6 +308,9 @@ impl Fields {
         value: Option<T>,
         what: &str,
     ) -> Result<T, ApiError> {
+        if let Some(description) = &self.description {
+            description.note_required(&self.path(name));
+        }
         value.ok_or_else(|| {
             let path = self.path(name);
             let message = format!("{path} is missing; it is {what}");
@@ -260,19 +344,14 @@ impl Fields {
     }
 }
 
-/// An element of an array in the body, as an object.
-pub(crate) fn element(path: &str, value: Value) -> Result<Fields, ApiError> {
-    match value {
-        Value::Object(map) => Ok(Fields::nested(map, &format!("{path}."))),
-        other => {
-            let message = format!(
-                "{path} is {} ({}), but must be an object",
-                show(&other),
-                kind_of(&other)
-            );
-            Err(ApiError::invalid(path, message))
-        }
-    }
+/// The schema of integers in a range.
+pub(crate) fn integers(range: &RangeInclusive<i64>) -> Value {
+    json!({"type": "integer", "minimum": range.start(), "maximum": range.end()})
+}
+
+/// The schema of a text or a list of elements, which their own parser describes.
+pub(crate) fn text_or_list(least: usize) -> Value {
+    json!({"anyOf": [{"type": "string"}, {"type": "array", "minItems": least}]})
 }
 
 /// Starts of bodies that are not JSON and occur in practice.
@@ -305,6 +384,19 @@ pub fn show(value: &Value) -> String {
     }
 }
 
+/// Whether the headers ask for a stream that can be resumed, and how.
+fn keeping_of(headers: &HeaderMap) -> Result<(bool, KeepStream), ApiError> {
+    let id = headers.get(CONVERSATION_ID).map(|id| {
+        let id = String::from_utf8_lossy(id.as_bytes()).into_owned();
+        check_id("X-Conversation-Id", &id).map(|()| id)
+    });
+    let keeping = KeepStream {
+        id: id.transpose()?,
+        keys: SentKeys::of(headers),
+    };
+    Ok((keeping.id.is_some(), keeping))
+}
+
 /// Reads the body up to `--max-body-bytes`. The content type is ignored: `curl -d` sends the wrong
 /// one by default.
 impl FromRequest<Arc<AppState>> for Fields {
@@ -322,6 +414,7 @@ impl FromRequest<Arc<AppState>> for Fields {
             .iter()
             .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
             .find(|value| !value.eq_ignore_ascii_case("identity"));
+        let keeping = keeping_of(request.headers())?;
         let timeout = state.http.client_timeout;
         let deadline = tokio::time::Instant::now() + timeout;
         let trace = request.extensions().get::<Arc<RequestTrace>>().cloned();
@@ -355,6 +448,7 @@ impl FromRequest<Arc<AppState>> for Fields {
         let mut fields = Self::parse(&body)?;
         fields.received = Some(received);
         fields.trace = trace;
+        fields.keeping = keeping;
         if state.result_cache.is_on() {
             fields.digest = Some(BodyDigest::of(&fields.map));
         }
@@ -366,7 +460,6 @@ impl FromRequest<Arc<AppState>> for Fields {
 mod tests {
     use super::*;
     use crate::request::ranges::TOP_P;
-    use serde_json::json;
 
     fn fields(value: &Value) -> Fields {
         Fields::parse(value.to_string().as_bytes()).expect("an object")

@@ -5,12 +5,15 @@ use serde_json::{Map, Value, json};
 use crate::served_model::{Limits, Seeds};
 use crate::server::error::ApiError;
 use crate::server::request::cache_salt;
-use crate::server::request::fields::{Fields, as_integer, show};
+use crate::server::request::description::Description;
+use crate::server::request::fields::{Fields, as_integer, integers, show};
 use crate::server::request::foreign_fields;
-use crate::server::request::prompt::Prompt;
-use crate::server::request::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPROBS, token_ids};
+use crate::server::request::prompt::{Prompt, texts_schema};
+use crate::server::request::sampling_fields::{
+    Generation, MAX_CHOICES, MAX_LOGPROBS, id_list, token_ids,
+};
 use crate::server::response::generate_format::Shown;
-use crate::server::running::check_id;
+use crate::server::running::{check_id, id_schema};
 
 /// Default output tokens, as in SGLang.
 const DEFAULT_MAX_TOKENS: usize = 128;
@@ -47,6 +50,26 @@ const NOT_DONE: [&str; 4] = [
     "stream_interval",
     "spaces_between_special_tokens",
 ];
+
+/// The schema of one object of `sampling_params`: the fields that [`Generation`] reads, by SGLang's
+/// names.
+///
+/// # Errors
+///
+/// If a field of an empty object is refused, which none is.
+pub(crate) fn params_schema(limits: &Limits, seeds: &Seeds) -> Result<Value, ApiError> {
+    let description = Description::default();
+    let mut fields = Fields::sample(Map::new(), &description);
+    take_generation(&mut fields, limits, seeds, None)?;
+    let read = description.schema();
+    let properties: Map<String, Value> = NAMES
+        .iter()
+        .copied()
+        .chain(NOT_DONE.map(|name| (name, name)))
+        .map(|(theirs, ours)| (theirs.to_owned(), read["properties"][ours].clone()))
+        .collect();
+    Ok(json!({"type": "object", "properties": properties, "additionalProperties": false}))
+}
 
 /// A parsed request, checked except for its length.
 pub struct GenerateRequest {
@@ -153,10 +176,7 @@ impl Planned {
             }
         }
         let mut fields = Fields::nested(renamed, &format!("{path}."));
-        fields.refuse("stream_interval", &[])?;
-        fields.refuse("spaces_between_special_tokens", &[json!(true)])?;
-        foreign_fields::refuse(&mut fields)?;
-        let generation = Generation::take(&mut fields, limits, seeds, n_logprobs)
+        let generation = take_generation(&mut fields, limits, seeds, n_logprobs)
             .map_err(|error| in_sglangs_names(error, path))?;
         Ok(Self {
             generation,
@@ -167,6 +187,19 @@ impl Planned {
             },
         })
     }
+}
+
+/// The fields of one object of `sampling_params`, by our names.
+fn take_generation(
+    fields: &mut Fields,
+    limits: &Limits,
+    seeds: &Seeds,
+    n_logprobs: Option<usize>,
+) -> Result<Generation, ApiError> {
+    fields.refuse("stream_interval", &[])?;
+    fields.refuse("spaces_between_special_tokens", &[json!(true)])?;
+    foreign_fields::refuse(fields)?;
+    Generation::take(fields, limits, seeds, n_logprobs)
 }
 
 /// Converts an error about one of our fields to one about the field that the client sent.
@@ -194,6 +227,13 @@ pub fn in_sglangs_names(mut error: ApiError, path: &str) -> ApiError {
 
 /// The prompts, and whether they were given as a list.
 fn take_inputs(fields: &mut Fields, limits: &Limits) -> Result<(Vec<Prompt>, bool), ApiError> {
+    fields.shape("text", || json!({"anyOf": texts_schema()}));
+    fields.shape("input_ids", || {
+        let ids = id_list(limits, 1, limits.max_sequence_tokens);
+        let lists = json!({"type": "array", "items": ids, "minItems": 1, "maxItems": MAX_CHOICES});
+        json!({"anyOf": [ids, lists]})
+    });
+    fields.shape_one_of(&["text", "input_ids"]);
     let inputs = (fields.value("text"), fields.value("input_ids"));
     let (prompts, is_list) = match inputs {
         (Some(_), Some(_)) => {
@@ -244,6 +284,10 @@ fn take_inputs(fields: &mut Fields, limits: &Limits) -> Result<(Vec<Prompt>, boo
 /// An id for each prompt: the client's, or generated ones.
 fn take_ids(fields: &mut Fields, n_prompts: usize) -> Result<Vec<String>, ApiError> {
     let made = || format!("{:032x}", rand::random::<u128>());
+    fields.shape(
+        "rid",
+        || json!({"anyOf": [id_schema(), {"type": "array", "items": id_schema()}]}),
+    );
     let sent = match fields.value("rid") {
         None => return Ok((0..n_prompts).map(|_| made()).collect()),
         Some(Value::Array(ids)) => ids,
@@ -267,13 +311,13 @@ fn take_ids(fields: &mut Fields, n_prompts: usize) -> Result<Vec<String>, ApiErr
 }
 
 fn take_shown(fields: &mut Fields) -> Result<Shown, ApiError> {
-    let with_logprobs = of_all(fields, "return_logprob")?;
+    let with_logprobs = of_all(fields, "return_logprob", &json!({"type": "boolean"}))?;
     let with_logprobs = match with_logprobs {
         None => false,
         Some(Value::Bool(flag)) => flag,
         Some(other) => return Err(fields.wrong_type("return_logprob", &other, "true or false")),
     };
-    let n_top = match of_all(fields, "top_logprobs_num")? {
+    let n_top = match of_all(fields, "top_logprobs_num", &integers(&(0..=MAX_LOGPROBS)))? {
         None => 0,
         Some(value) => as_integer(&value)
             .filter(|n| (0..=MAX_LOGPROBS).contains(n))
@@ -289,15 +333,17 @@ fn take_shown(fields: &mut Fields) -> Result<Shown, ApiError> {
         let message = "top_logprobs_num is only allowed when return_logprob is true";
         return Err(ApiError::invalid("top_logprobs_num", message));
     }
-    if let Some(start) = of_all(fields, "logprob_start_len")?
-        && as_integer(&start) != Some(-1)
-        && with_logprobs
-    {
-        let message = format!(
-            "logprob_start_len is {}, but only -1 works here: the output's log-probabilities",
-            show(&start)
-        );
-        return Err(ApiError::unsupported("logprob_start_len", message));
+    let whole = json!({"type": "integer"});
+    if let Some(start) = of_all(fields, "logprob_start_len", &whole)? {
+        const NAME: &str = "logprob_start_len";
+        let number = as_integer(&start);
+        let number = number.ok_or_else(|| fields.wrong_type(NAME, &start, "an integer"))?;
+        if number != -1 && with_logprobs {
+            let message = format!(
+                "{NAME} is {number}, but only -1 works here: the output's log-probabilities"
+            );
+            return Err(ApiError::unsupported(NAME, message));
+        }
     }
     Ok(Shown {
         n_logprobs: with_logprobs.then_some(n_top as usize),
@@ -305,8 +351,12 @@ fn take_shown(fields: &mut Fields) -> Result<Shown, ApiError> {
     })
 }
 
-/// A value, or a list of equal values.
-fn of_all(fields: &mut Fields, name: &str) -> Result<Option<Value>, ApiError> {
+/// A value of the schema `each`, or a list of equal values.
+fn of_all(fields: &mut Fields, name: &str, each: &Value) -> Result<Option<Value>, ApiError> {
+    fields.shape(
+        name,
+        || json!({"anyOf": [each, {"type": "array", "items": each}]}),
+    );
     match fields.value(name) {
         Some(Value::Array(mut items)) => {
             if items.windows(2).any(|pair| pair[0] != pair[1]) {
@@ -324,6 +374,10 @@ type Params = Map<String, Value>;
 
 /// The objects, each with its path in the body.
 fn take_params(fields: &mut Fields, n_prompts: usize) -> Result<Vec<(String, Params)>, ApiError> {
+    fields.shape(PARAMS, || {
+        let params = json!({"type": "object"});
+        json!({"anyOf": [params, {"type": "array", "items": params}]})
+    });
     match fields.value(PARAMS) {
         None => Ok(vec![(PARAMS.to_owned(), Map::new())]),
         Some(Value::Object(params)) => Ok(vec![(PARAMS.to_owned(), params)]),

@@ -13,6 +13,31 @@ use crate::server::error::ApiError;
 use crate::server::request::fields::show;
 use crate::text::has_large_integers;
 
+/// The schema of what [`check_message`] accepts; templates may read further fields.
+pub fn message_schema() -> Value {
+    let text = json!({"type": ["string", "null"]});
+    let no = json!({"type": "null"});
+    let kind = json!({"enum": ["text", "input_text", "output_text", "refusal", "thinking"]});
+    let part = json!({"type": "object", "properties": {"type": kind}, "required": ["type"]});
+    let parts = json!({"type": "array", "items": {"anyOf": [{"type": "string"}, part]}});
+    json!({
+        "type": "object",
+        "properties": {
+            "role": {"type": "string", "minLength": 1},
+            "content": {"anyOf": [text, parts]},
+            "refusal": text,
+            "reasoning_content": text,
+            "reasoning": text,
+            "name": text,
+            "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+            "tool_call_id": text,
+            "function_call": no,
+            "audio": no,
+        },
+        "required": ["role"],
+    })
+}
+
 /// Message `i` of a request, validated.
 pub fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
     let path = format!("messages[{i}]");

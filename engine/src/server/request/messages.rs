@@ -8,11 +8,26 @@ use tokio::sync::Semaphore;
 use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, show};
-use crate::server::request::message_content::check_message;
+use crate::server::request::message_content::{check_message, message_schema};
 use crate::server::transport::blocking::run_blocking_limited;
 use crate::text::{ChatInput, ChatTemplate, TextError};
 
 const MAX_MESSAGES: usize = 4096;
+
+/// The fields of a conversation beside its messages.
+pub(crate) const BESIDE_MESSAGES: [&str; 11] = [
+    "tools",
+    "tool_choice",
+    "chat_template_kwargs",
+    THINKING,
+    EFFORT,
+    "chat_template",
+    "documents",
+    "mm_processor_kwargs",
+    "media_io_kwargs",
+    "continue_final_message",
+    "add_generation_prompt",
+];
 
 /// Template variables that can also be request fields.
 const THINKING: &str = "enable_thinking";
@@ -39,12 +54,12 @@ impl Conversation {
     /// The first field that is missing, of the wrong type, out of its range or not supported,
     /// with its place in `messages` or `tools`.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let messages = fields.array("messages")?.ok_or_else(|| {
-            ApiError::invalid(
-                "messages",
-                "messages is missing; it is an array of messages",
-            )
-        })?;
+        fields.shape("messages", || {
+            let message = message_schema();
+            json!({"type": "array", "items": message, "minItems": 1, "maxItems": MAX_MESSAGES})
+        });
+        let messages = fields.array("messages")?;
+        let messages = fields.required("messages", messages, "an array of messages")?;
         if messages.is_empty() || messages.len() > MAX_MESSAGES {
             let n = messages.len();
             let message =
@@ -56,6 +71,16 @@ impl Conversation {
             .enumerate()
             .map(|(i, message)| check_message(i, message))
             .collect::<Result<_, _>>()?;
+        fields.shape("tools", || {
+            let name = json!({"type": "string", "minLength": 1});
+            let function = json!({
+                "type": "object", "properties": {"name": name}, "required": ["name"],
+            });
+            let tool = json!({
+                "type": "object", "properties": {"function": function}, "required": ["function"],
+            });
+            json!({"type": "array", "items": tool})
+        });
         let tools = fields.array("tools")?.filter(|tools| !tools.is_empty());
         for (i, tool) in tools.iter().flatten().enumerate() {
             check_tool(i, tool)?;

@@ -5,7 +5,10 @@
 pub(super) mod anthropic_messages;
 pub mod anthropic_request;
 pub(super) mod cache_salt;
+pub(super) mod chat_request;
+pub(super) mod completion_request;
 pub mod converted;
+pub(super) mod description;
 pub mod exclusion_fields;
 pub mod fields;
 pub(super) mod foreign_fields;
@@ -13,6 +16,7 @@ pub mod generate_request;
 pub(super) mod grammar_compiling;
 pub(super) mod message_content;
 pub mod messages;
+pub(super) mod parts;
 pub mod prompt;
 pub(super) mod responses_items;
 pub mod responses_request;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::errors::Code;
 use crate::served_model::{Limits, ServedModel};
 use crate::server::error::ApiError;
 use crate::server::request::fields::Fields;
-use crate::server::request::sampling_fields::{MAX_CHOICES, token_ids};
+use crate::server::request::sampling_fields::{MAX_CHOICES, id_list, token_ids};
 use crate::server::transport::blocking::run_blocking_limited;
 
 /// Shorter texts are tokenized inline; longer ones on a blocking thread.
@@ -36,16 +36,12 @@ pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>,
     const NAME: &str = "prompt";
     const WANTED: &str = "a string, an array of strings, an array of token ids, or an array of \
                           arrays of token ids";
-    let items = match fields.value(NAME) {
-        None => {
-            return Err(ApiError::invalid(
-                NAME,
-                format!("prompt is missing; it is {WANTED}"),
-            ));
-        }
-        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
-        Some(Value::Array(items)) => items,
-        Some(other) => return Err(fields.wrong_type(NAME, &other, WANTED)),
+    fields.shape(NAME, || prompts_schema(limits));
+    let prompt = fields.value(NAME);
+    let items = match fields.required(NAME, prompt, WANTED)? {
+        Value::String(text) => return Ok(vec![Prompt::Text(text)]),
+        Value::Array(items) => items,
+        other => return Err(fields.wrong_type(NAME, &other, WANTED)),
     };
     match items.first() {
         None => Err(ApiError::invalid(
@@ -74,6 +70,21 @@ pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>,
             })
             .collect(),
     }
+}
+
+/// The schema of one prompt or several, as texts or token ids.
+fn prompts_schema(limits: &Limits) -> Value {
+    let ids = id_list(limits, 1, limits.max_sequence_tokens);
+    let [text, list] = texts_schema();
+    let lists = json!({"type": "array", "items": ids, "minItems": 1, "maxItems": MAX_CHOICES});
+    json!({"anyOf": [text, list, ids, lists]})
+}
+
+/// The schemas of a text and of several.
+pub(crate) fn texts_schema() -> [Value; 2] {
+    let text = json!({"type": "string"});
+    let list = json!({"type": "array", "items": text, "minItems": 1, "maxItems": MAX_CHOICES});
+    [text, list]
 }
 
 /// Tokenizes a text, off the async threads if it is long. A text that cannot fit the model, judging

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::server::error::ApiError;
 use crate::server::request::converted::Transcript;
-use crate::server::request::fields::{Fields, element, show};
+use crate::server::request::fields::{Fields, show, text_or_list};
 
 /// Collects items in order.
 #[derive(Debug, Default)]
@@ -32,8 +32,13 @@ impl Items {
         self.transcript.push(place, message);
     }
 
-    pub fn push(&mut self, place: &str, item: Value) -> Result<(), ApiError> {
-        let mut item = element(place, item)?;
+    /// An item of the body `fields`.
+    pub fn push(&mut self, fields: &Fields, place: &str, item: Value) -> Result<(), ApiError> {
+        let mut item = fields.element(place, item)?;
+        item.shape(
+            "type",
+            || json!({"enum": ["message", "reasoning", "function_call", "function_call_output"]}),
+        );
         let kind = item.string("type")?;
         // They say nothing to the model.
         for name in ["id", "status", "phase"] {
@@ -63,6 +68,11 @@ impl Items {
     }
 
     fn push_message(&mut self, place: &str, item: &mut Fields) -> Result<(), ApiError> {
+        item.shape(
+            "role",
+            || json!({"enum": ["user", "assistant", "system", "developer"]}),
+        );
+        item.shape("content", || text_or_list(0));
         let role = item.string("role")?;
         let content = item.value("content");
         let content = item.required("content", content, "a string or an array of parts")?;
@@ -133,6 +143,7 @@ impl Items {
             let message = format!("{path} is {shown}, which no function_call before it has");
             return Err(ApiError::invalid(path, message));
         }
+        item.shape("output", || text_or_list(0));
         let output = item.value("output");
         let output = item.required("output", output, "a string or an array of parts")?;
         self.close();
@@ -174,7 +185,7 @@ fn texts_of(item: &mut Fields, name: &str, wanted: &str) -> Result<Vec<String>, 
     let path = item.path(name);
     let parts = item.array(name)?.unwrap_or_default();
     let texts = parts.into_iter().enumerate().map(|(i, part)| {
-        let mut part = element(&format!("{path}[{i}]"), part)?;
+        let mut part = item.element(&format!("{path}[{i}]"), part)?;
         let kind = part.value("type").unwrap_or_default();
         if kind != wanted {
             let path = part.path("type");

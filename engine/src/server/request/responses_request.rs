@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::server::error::ApiError;
 use crate::server::request::converted::{Converted, SAMPLING, function_tool, pass, take_stream};
-use crate::server::request::fields::{Fields, element, show};
+use crate::server::request::fields::{Fields, show, text_or_list};
 use crate::server::request::responses_items::Items;
 use crate::server::request::sampling_fields::MAX_LOGPROBS;
 use crate::server::stored_responses::{ResponseStore, Stored};
@@ -58,7 +58,7 @@ impl ResponsesRequest {
         echoed.insert("previous_response_id".to_owned(), json!(previous));
         let input = take_input(fields)?;
         for (i, item) in input.iter().enumerate() {
-            items.push(&format!("input[{i}]"), item.clone())?;
+            items.push(fields, &format!("input[{i}]"), item.clone())?;
         }
         let is_stored = fields.bool("store")?.unwrap_or(true);
         echoed.insert("store".to_owned(), json!(is_stored));
@@ -76,11 +76,16 @@ impl ResponsesRequest {
         pass(fields, &["temperature", "top_p"], &mut body);
         take_stream(fields, &mut body)?;
         take_metadata(fields, &mut echoed)?;
+        let is_kept = take_background(fields, is_stored, &body, &mut echoed)?;
         take_without_effect(fields, &mut echoed)?;
         refuse_of_openai(fields)?;
         fields.refuse_rest()?;
+        let mut chat = Converted::new(fields, body, items.finish(), RENAMED);
+        if is_kept {
+            chat.fields.keep_stream();
+        }
         Ok(Self {
-            chat: Converted::new(fields, body, items.finish(), RENAMED),
+            chat,
             echoed,
             input,
             previous,
@@ -117,7 +122,7 @@ fn take_previous(
     {
         let output = response["output"].as_array().cloned().unwrap_or_default();
         for item in input.into_iter().chain(output) {
-            items.push(NAME, item)?;
+            items.push(fields, NAME, item)?;
         }
     }
     Ok(Some(id))
@@ -126,6 +131,7 @@ fn take_previous(
 /// The items of `input`, each with an id; a string is a user's message.
 fn take_input(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     const WANTED: &str = "a string or an array of items";
+    fields.shape("input", || text_or_list(1));
     let input = fields.value("input");
     let mut items = match fields.required("input", input, WANTED)? {
         Value::String(text) => {
@@ -156,11 +162,15 @@ fn take_tools(
     let tools = fields.array("tools")?.unwrap_or_default();
     echoed.insert("tools".to_owned(), tools.clone().into());
     let tools = tools.into_iter().enumerate();
-    let tools = tools.map(|(i, tool)| take_tool(element(&format!("tools[{i}]"), tool)?));
+    let tools = tools.map(|(i, tool)| take_tool(fields.element(&format!("tools[{i}]"), tool)?));
     let tools = tools.collect::<Result<Vec<_>, _>>()?;
     if !tools.is_empty() {
         body.insert("tools".to_owned(), tools.into());
     }
+    fields.shape(
+        "tool_choice",
+        || json!({"$ref": "#/components/schemas/ChatRequest/properties/tool_choice"}),
+    );
     let choice = fields.value("tool_choice");
     let shown = choice.clone().unwrap_or_else(|| json!("auto"));
     echoed.insert("tool_choice".to_owned(), shown);
@@ -177,6 +187,7 @@ fn take_tools(
 }
 
 fn take_tool(mut tool: Fields) -> Result<Value, ApiError> {
+    tool.shape("type", || json!({"enum": ["function"]}));
     let kind = tool.value("type").unwrap_or_default();
     if kind != "function" {
         let path = tool.path("type");
@@ -208,6 +219,10 @@ fn take_text(
     if let Some(mut text) = fields.object("text")? {
         text.refuse("verbosity", &[json!("medium")])?;
         if let Some(format) = text.object("format")? {
+            format.shape(
+                "type",
+                || json!({"enum": ["text", "json_object", "json_schema"]}),
+            );
             let path = format.path("type");
             let mut format = format.into_map();
             shown = Value::Object(format.clone());
@@ -263,6 +278,10 @@ fn take_logprobs(
     echoed: &mut Map<String, Value>,
 ) -> Result<Option<usize>, ApiError> {
     let mut is_on = false;
+    fields.shape("include", || {
+        let items = json!({"enum": [LOGPROBS, "reasoning.encrypted_content"]});
+        json!({"type": "array", "items": items})
+    });
     for (i, item) in fields
         .array("include")?
         .unwrap_or_default()
@@ -295,6 +314,14 @@ fn take_logprobs(
 }
 
 fn take_metadata(fields: &mut Fields, echoed: &mut Map<String, Value>) -> Result<(), ApiError> {
+    fields.shape("metadata", || {
+        json!({
+            "type": "object",
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"maxLength": MAX_KEY_CHARS},
+            "additionalProperties": {"type": "string", "maxLength": MAX_VALUE_CHARS},
+        })
+    });
     let metadata = fields.object("metadata")?.unwrap_or_default().into_map();
     if metadata.len() > MAX_METADATA {
         let n = metadata.len();
@@ -320,6 +347,29 @@ fn take_metadata(fields: &mut Fields, echoed: &mut Map<String, Value>) -> Result
     Ok(())
 }
 
+/// `background`: the response goes on without its connection, as a stream that can be resumed.
+fn take_background(
+    fields: &mut Fields,
+    is_stored: bool,
+    body: &Map<String, Value>,
+    echoed: &mut Map<String, Value>,
+) -> Result<bool, ApiError> {
+    const NAME: &str = "background";
+    let is_on = fields.bool(NAME)?.unwrap_or(false);
+    echoed.insert(NAME.to_owned(), json!(is_on));
+    if is_on && !is_stored {
+        let message =
+            "background is true, but store is false; a response in the background is kept";
+        return Err(ApiError::invalid("store", message));
+    }
+    if is_on && !body.contains_key("stream") {
+        let message = "background is true, but works with stream: true only; a stream that is \
+                       interrupted is read on with GET";
+        return Err(ApiError::unsupported(NAME, message));
+    }
+    Ok(is_on)
+}
+
 /// Fields that only identify the caller, or choose what this server does anyway.
 fn take_without_effect(
     fields: &mut Fields,
@@ -330,7 +380,6 @@ fn take_without_effect(
         echoed.insert(name.to_owned(), json!(value));
     }
     for (name, values) in [
-        ("background", vec![json!(false)]),
         ("truncation", vec![json!("disabled")]),
         ("service_tier", vec![json!("auto"), json!("default")]),
         (

@@ -13,9 +13,10 @@ use crate::request::exclusions::Exclusions;
 use crate::request::ranges;
 use crate::served_model::{Limits, Seeds};
 use crate::server::error::ApiError;
+use crate::server::kept_streams::KeepStream;
 use crate::server::request::cache_salt;
 use crate::server::request::exclusion_fields::{BadWords, take_allowed, take_min_tokens};
-use crate::server::request::fields::{Fields, as_integer, show};
+use crate::server::request::fields::{Fields, as_integer, integers, show};
 use crate::server::request::prompt::SizedPrompt;
 use crate::server::request::structured_fields::{RequestedFormat, take_constraint};
 use crate::text::Tokenizer;
@@ -57,11 +58,13 @@ pub struct Generation {
 }
 
 /// How the response is streamed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Streaming {
     pub include_usage: bool,
     /// Each chunk carries its choice's usage so far; only with `include_usage`.
     pub continuous_usage: bool,
+    /// How it is kept, so that it can be resumed.
+    pub keeping: Option<KeepStream>,
 }
 
 /// Refuses fields that other servers support and this one does not, unless their value has no
@@ -263,6 +266,11 @@ fn take_params(
 
 fn take_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32)>, ApiError> {
     const NAME: &str = "logit_bias";
+    fields.shape(NAME, || {
+        let ids = json!({"pattern": "^[0-9]+$"});
+        let bias = ranges::LOGIT_BIAS.schema();
+        json!({"type": "object", "propertyNames": ids, "additionalProperties": bias})
+    });
     let Some(biases) = fields.object(NAME)? else {
         return Ok(Vec::new());
     };
@@ -293,6 +301,12 @@ fn take_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32
 
 fn take_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiError> {
     const NAME: &str = "stop";
+    let limit = limits.max_stop_strings;
+    fields.shape(NAME, || {
+        let text = json!({"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS});
+        let texts = json!({"type": "array", "items": text, "maxItems": limit});
+        json!({"anyOf": [text, texts]})
+    });
     let items = match fields.value(NAME) {
         None => return Ok(Vec::new()),
         Some(Value::Array(items)) => items,
@@ -301,7 +315,6 @@ fn take_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiErr
             return Err(fields.wrong_type(NAME, &other, "a string or an array of strings"));
         }
     };
-    let limit = limits.max_stop_strings;
     if items.len() > limit {
         let message = format!("stop has {} strings, the limit is {limit}", items.len());
         return Err(ApiError::of_field(Code::TooManyStopStrings, NAME, message));
@@ -329,6 +342,7 @@ fn take_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiErr
 
 fn take_stop_ids(fields: &mut Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
     const NAME: &str = "stop_token_ids";
+    fields.shape(NAME, || id_list(limits, 0, MAX_STOP_IDS));
     let items = fields.array(NAME)?.unwrap_or_default();
     if items.len() > MAX_STOP_IDS {
         let message = format!(
@@ -338,6 +352,12 @@ fn take_stop_ids(fields: &mut Fields, limits: &Limits) -> Result<Vec<u32>, ApiEr
         return Err(ApiError::invalid(NAME, message));
     }
     token_ids(NAME, &items, limits)
+}
+
+/// The schema of a list of token ids.
+pub(crate) fn id_list(limits: &Limits, least: usize, most: usize) -> Value {
+    let id = integers(&(0..=limits.vocab as i64 - 1));
+    json!({"type": "array", "items": id, "minItems": least, "maxItems": most})
 }
 
 /// Token ids of the vocabulary, from JSON.
@@ -382,5 +402,6 @@ fn take_streaming(fields: &mut Fields) -> Result<Option<Streaming>, ApiError> {
     Ok(Some(Streaming {
         include_usage: options.bool("include_usage")?.unwrap_or(false),
         continuous_usage: options.bool("continuous_usage_stats")?.unwrap_or(false),
+        keeping: fields.stream_keeping(),
     }))
 }

@@ -56,6 +56,10 @@ pub fn take_constraint(fields: &mut Fields) -> Result<Option<RequestedFormat>, A
     for name in ["ebnf", "structural_tag", "guided_structural_tag"] {
         fields.refuse(name, &[])?;
     }
+    fields.shape(
+        "grammar",
+        || json!({"enum": [""], "description": "not supported"}),
+    );
     if let Some(grammar) = fields.value("grammar").filter(|value| *value != json!("")) {
         let message = format!(
             "grammar is {}; grammars in GBNF are not read here, guided_grammar takes one in Lark",
@@ -106,10 +110,13 @@ fn take_kinds(
     let mut asked = Vec::new();
     for (name, kind) in kinds {
         let constraint = match kind {
-            Kind::Json => match fields.value(name) {
-                Some(value) => Some(Constraint::JsonSchema(schema(fields.path(name), value)?)),
-                None => None,
-            },
+            Kind::Json => {
+                fields.shape(name, any_schema);
+                match fields.value(name) {
+                    Some(value) => Some(Constraint::JsonSchema(schema(fields.path(name), value)?)),
+                    None => None,
+                }
+            }
             Kind::JsonObject => fields
                 .bool(name)?
                 .unwrap_or(false)
@@ -122,6 +129,11 @@ fn take_kinds(
         asked.extend(constraint.map(|constraint| RequestedFormat { constraint, param }));
     }
     Ok(asked)
+}
+
+/// The schema of a JSON schema.
+pub(super) fn any_schema() -> Value {
+    json!({"type": ["object", "boolean", "string"], "description": "a JSON schema"})
 }
 
 /// A schema, or a string that contains one.
@@ -145,6 +157,10 @@ fn schema(path: String, value: Value) -> Result<Value, ApiError> {
 }
 
 fn take_choice(fields: &mut Fields, name: &str) -> Result<Option<Constraint>, ApiError> {
+    fields.shape(name, || {
+        let text = json!({"type": "string", "minLength": 1});
+        json!({"type": "array", "items": text, "minItems": 1, "maxItems": MAX_TEXTS})
+    });
     let Some(items) = fields.array(name)? else {
         return Ok(None);
     };
@@ -173,6 +189,11 @@ fn take_response_format(fields: &mut Fields) -> Result<Option<RequestedFormat>, 
     let Some(mut format) = fields.object(RESPONSE_FORMAT)? else {
         return Ok(None);
     };
+    format.shape(
+        "type",
+        || json!({"enum": ["text", "json_object", "json_schema"]}),
+    );
+    format.shape("schema", any_schema);
     let kind = format.string("type")?;
     let (constraint, param) = match kind.as_deref() {
         Some("text") => return Ok(None),
@@ -192,6 +213,7 @@ fn take_response_format(fields: &mut Fields) -> Result<Option<RequestedFormat>, 
             let mut inner = format
                 .object("json_schema")?
                 .ok_or_else(|| missing(&path))?;
+            inner.shape("schema", any_schema);
             let path = inner.path("schema");
             let value = inner.value("schema").ok_or_else(|| missing(&path))?;
             (Constraint::JsonSchema(schema(path.clone(), value)?), path)

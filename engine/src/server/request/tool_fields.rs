@@ -151,6 +151,10 @@ fn take_choice(fields: &mut Fields) -> Result<Choice, ApiError> {
     const WANTED: &str = "\"none\", \"auto\", \"required\", {\"type\": \"function\", \
                           \"function\": {\"name\": …}} or {\"type\": \"allowed_tools\", \
                           \"allowed_tools\": {\"mode\": …, \"tools\": […]}}";
+    fields.shape(NAME, || {
+        let words = json!({"enum": ["none", "auto", "required", "any"]});
+        json!({"anyOf": [words, {"type": "object"}], "description": WANTED})
+    });
     let Some(value) = fields.value(NAME) else {
         return Ok(Choice::Auto);
     };

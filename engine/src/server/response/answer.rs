@@ -10,21 +10,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::Json;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
 
 use crate::engine_loop::EngineHandle;
 use crate::metrics::TrafficMetrics;
 use crate::request::SampledToken;
 use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
+use crate::server::kept_streams::KeepStream;
 use crate::server::request::sampling_fields::Streaming;
 use crate::server::response::cached::{Lookup, Recorder};
 use crate::server::response::choice::{Choice, ChoiceEnd, Piece};
+use crate::server::response::sent_event::SentEvent;
 use crate::server::response::usage::UsageSum;
 use crate::server::running::Registered;
 use crate::server::state::AppState;
@@ -187,12 +189,12 @@ impl RunningChoices {
     }
 
     /// Server-sent events, then `[DONE]` unless they are typed.
-    pub fn stream<F: AnswerFormat>(
+    fn stream<F: AnswerFormat>(
         self,
         mut format: F,
         streaming: Streaming,
         traffic: Arc<TrafficMetrics>,
-    ) -> Response {
+    ) -> Events<F> {
         let opening = format.opening();
         let mut events = Events {
             answer: self,
@@ -206,9 +208,7 @@ impl RunningChoices {
             let index = chunk["choices"][0]["index"].as_u64().unwrap_or_default();
             events.push(chunk, index as usize);
         }
-        Sse::new(events)
-            .keep_alive(KeepAlive::default())
-            .into_response()
+        events
     }
 }
 
@@ -232,18 +232,18 @@ struct Events<F> {
     format: F,
     streaming: Streaming,
     traffic: Arc<TrafficMetrics>,
-    queue: VecDeque<Event>,
+    queue: VecDeque<SentEvent>,
     is_done: bool,
 }
 
 impl<F: AnswerFormat> Stream for Events<F> {
-    type Item = Result<Event, Infallible>;
+    type Item = SentEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
             if let Some(event) = this.queue.pop_front() {
-                return Poll::Ready(Some(Ok(event)));
+                return Poll::Ready(Some(event));
             }
             if this.is_done {
                 return Poll::Ready(None);
@@ -277,22 +277,25 @@ impl<F: AnswerFormat> Stream for Events<F> {
 impl<F: AnswerFormat> Events<F> {
     fn push(&mut self, mut chunk: Value, index: usize) {
         if !F::IS_TYPED {
-            with_usage(&mut chunk, self.streaming, &self.answer.usage, index);
+            with_usage(&mut chunk, &self.streaming, &self.answer.usage, index);
         }
-        self.queue.push_back(event::<F>(&chunk));
+        self.queue
+            .push_back(SentEvent::of_chunk(&chunk, F::IS_TYPED));
     }
 
     fn finish(&mut self, chunks: Vec<Value>) {
-        self.queue.extend(chunks.iter().map(event::<F>));
+        let events = chunks.iter();
+        self.queue
+            .extend(events.map(|chunk| SentEvent::of_chunk(chunk, F::IS_TYPED)));
         if !F::IS_TYPED {
-            self.queue.push_back(Event::default().data("[DONE]"));
+            self.queue.push_back(SentEvent::done());
         }
         self.is_done = true;
     }
 }
 
 /// If a usage chunk follows, the other chunks carry `"usage": null` or the choice's usage so far.
-fn with_usage(chunk: &mut Value, streaming: Streaming, usage: &UsageSum, index: usize) {
+fn with_usage(chunk: &mut Value, streaming: &Streaming, usage: &UsageSum, index: usize) {
     if streaming.include_usage {
         chunk["usage"] = if streaming.continuous_usage {
             usage.so_far(index)
@@ -300,14 +303,6 @@ fn with_usage(chunk: &mut Value, streaming: Streaming, usage: &UsageSum, index: 
             Value::Null
         };
     }
-}
-
-fn event<F: AnswerFormat>(chunk: &Value) -> Event {
-    let event = match chunk["type"].as_str().filter(|_| F::IS_TYPED) {
-        Some(name) => Event::default().event(name),
-        None => Event::default(),
-    };
-    event.data(chunk.to_string())
 }
 
 /// The fields common to all responses.
@@ -358,7 +353,9 @@ pub(crate) async fn respond(
     format: impl AnswerFormat,
 ) -> Result<Response, ApiError> {
     // A whole response does not show its pieces, so they may be as large as they come.
-    let interval = streaming.map_or(256, |_| state.http.stream_interval);
+    let interval = streaming
+        .as_ref()
+        .map_or(256, |_| state.http.stream_interval);
     let interval = interval.min(format.largest_piece());
     let cache_read = lookup.as_str();
     let to_register = choices
@@ -378,10 +375,30 @@ pub(crate) async fn respond(
         ..answer
     };
     let response = match streaming {
-        Some(streaming) => answer.stream(format, streaming, Arc::clone(&state.traffic)),
+        Some(streaming) => send_events(answer, format, streaming, state)?,
         None => answer.whole(format).await?,
     };
     Ok(Lookup::mark(cache_read, response))
+}
+
+fn send_events(
+    answer: RunningChoices,
+    format: impl AnswerFormat,
+    mut streaming: Streaming,
+    state: &AppState,
+) -> Result<Response, ApiError> {
+    let keeping = streaming.keeping.take();
+    let keeping = keeping.map(|KeepStream { id, keys }| {
+        let id = id.unwrap_or_else(|| format.id(0).to_owned());
+        (id, keys)
+    });
+    let events = answer.stream(format, streaming, Arc::clone(&state.traffic));
+    if let Some((id, keys)) = keeping {
+        return state.kept_streams.keep(&id, keys, events);
+    }
+    let events = events.map(|event| Ok::<_, Infallible>(event.to_sse()));
+    let events = Sse::new(events).keep_alive(KeepAlive::default());
+    Ok(events.into_response())
 }
 
 /// The model as response formats share it.

@@ -11,5 +11,6 @@ pub(super) mod logprobs;
 pub(super) mod message_reader;
 pub(super) mod messages_format;
 pub(super) mod responses_format;
+pub(super) mod sent_event;
 pub(super) mod thought_tokens;
 pub(super) mod usage;

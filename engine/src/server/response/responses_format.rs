@@ -59,7 +59,6 @@ impl ResponsesFormat {
             "object": "response",
             "created_at": now_s(),
             "status": "in_progress",
-            "background": false,
             "error": null,
             "incomplete_details": null,
             "model": reading.model.name(),

@@ -21,7 +21,8 @@ pub async fn apply(request: Request, next: Next) -> Response {
     Response::from_parts(parts, body)
 }
 
-fn is_messages(path: &str) -> bool {
+/// Whether a path is one of Anthropic's API.
+pub fn is_messages(path: &str) -> bool {
     let path = path.strip_prefix("/v1").unwrap_or(path);
     let rest = path.strip_prefix("/messages");
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

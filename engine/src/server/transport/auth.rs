@@ -53,22 +53,47 @@ pub async fn check_key(
     }
 }
 
+/// Which key a path requires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Open,
+    Key,
+    /// The admin key if there is one, otherwise the API key.
+    Operator,
+    /// The admin key; without one the path does not exist.
+    Admin,
+}
+
+pub fn access(path: &str) -> Access {
+    if is_admin(path) {
+        Access::Admin
+    } else if OPERATORS_PATHS.contains(&path) {
+        Access::Operator
+    } else if OPEN_PATHS.contains(&path) {
+        Access::Open
+    } else {
+        Access::Key
+    }
+}
+
 fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
     let path = request.uri().path();
-    let has_sent = |key: &str| has_sent(request.headers(), key);
+    let lacks = |key: &str| !has_sent(request.headers(), key);
     let admin_key = state.http.admin_api_key.as_deref();
-    if is_admin(path) {
-        match admin_key {
-            None => Some(ApiError::unknown_path(path)),
-            Some(key) => (!has_sent(key)).then(|| wrong_admin_key(ADMIN)),
-        }
-    } else if let Some(key) = admin_key.filter(|_| OPERATORS_PATHS.contains(&path)) {
-        (!has_sent(key)).then(|| wrong_admin_key(path))
+    let access = if is_open(&state.http, path) {
+        Access::Open
     } else {
-        let key = state.http.api_key.as_deref();
-        let key = key.filter(|_| !is_open(&state.http, path));
-        key.filter(|key| !has_sent(key))
-            .map(|_| ApiError::wrong_key())
+        access(path)
+    };
+    match (access, admin_key) {
+        (Access::Open, _) => None,
+        (Access::Admin, None) => Some(ApiError::unknown_path(path)),
+        (Access::Admin, Some(key)) => lacks(key).then(|| wrong_admin_key(ADMIN)),
+        (Access::Operator, Some(key)) => lacks(key).then(|| wrong_admin_key(path)),
+        (Access::Key | Access::Operator, _) => {
+            let key = state.http.api_key.as_deref();
+            key.filter(|key| lacks(key)).map(|_| ApiError::wrong_key())
+        }
     }
 }
 
@@ -81,7 +106,23 @@ pub(crate) fn is_trusted(state: &AppState, headers: &HeaderMap) -> bool {
 }
 
 fn has_sent(headers: &HeaderMap, key: &str) -> bool {
-    sent_keys(headers).any(|sent| is_same(sent, key.as_bytes()))
+    sent_keys(headers).any(|sent| is_same(&digest(sent), &digest(key.as_bytes())))
+}
+
+/// The keys that a request carries, as digests. What one client keeps here is for requests with a
+/// key of that client's, or, if it sent none, for those without any.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SentKeys(Vec<[u8; 32]>);
+
+impl SentKeys {
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self(sent_keys(headers).map(digest).collect())
+    }
+
+    pub fn share_one_with(&self, other: &Self) -> bool {
+        let is_in_other = |key: &[u8; 32]| other.0.iter().any(|own| is_same(own, key));
+        self.0.iter().any(is_in_other) || self.0.is_empty() && other.0.is_empty()
+    }
 }
 
 fn wrong_admin_key(path: &str) -> ApiError {
@@ -100,9 +141,12 @@ fn sent_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     bearer.into_iter().chain(plain)
 }
 
+fn digest(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
+}
+
 /// Compares digests in constant time, so that timing reveals nothing about the key.
-fn is_same(sent: &[u8], key: &[u8]) -> bool {
-    let (sent, key) = (Sha256::digest(sent), Sha256::digest(key));
+fn is_same(sent: &[u8; 32], key: &[u8; 32]) -> bool {
     let difference = sent
         .iter()
         .zip(key.iter())

@@ -306,3 +306,29 @@ fn result_cache_flags_bound_time_and_size() {
         );
     }
 }
+
+#[tokio::test]
+async fn kept_stream_flags_bound_number_bytes_and_time() {
+    let limits = |line: &str| resolve(line).map(|config| config.http.kept_streams);
+    let period = limits("--kept-stream-s 2").map(|limits| limits.period);
+    assert_eq!(period, Ok(Duration::from_secs(2)));
+    for (line, part) in [
+        ("--max-kept-streams 2000000", "1048576"),
+        ("--max-kept-stream-bytes 3", "1KiB"),
+        ("--kept-stream-s 0", "1.."),
+    ] {
+        let message = limits(line).expect_err(line);
+        assert!(message.contains(part), "{line}: {message}");
+    }
+    // The status of a stream, and that of reading it again from its start.
+    let statuses = async |line: &str| {
+        let server = server(line, TestConfig::saying("abcd")).await;
+        let body = json!({"prompt": "x", "max_tokens": 40, "ignore_eos": true, "stream": true});
+        let (body, id) = (body.to_string(), [("X-Conversation-Id", "a")]);
+        let first = client::send(server.address, "POST", PATH, &id, body.as_bytes()).await;
+        (first.status, server.get("/v1/stream/a").await.status)
+    };
+    assert_eq!(statuses("").await, (200, 200));
+    assert_eq!(statuses("--max-kept-streams 0").await, (400, 404));
+    assert_eq!(statuses("--max-kept-stream-bytes 1KiB").await, (200, 404));
+}
