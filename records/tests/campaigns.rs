@@ -51,7 +51,6 @@ fn runs_of_old_ids_and_of_citations_are_found() {
     for typed in [
         "20261124T081910Z_01-baseline_vm_a48b0070",
         "ab8db8b4#01-baseline/0",
-        "81581acb#03-balanced-v2-full/6",
     ] {
         let run = store.find(typed).expect(typed);
         assert_eq!(run.manifest().expect("readable").run_id, run.run_id);
