@@ -8,7 +8,7 @@ use super::Cli;
 pub const WITH_FLAGS: [&str; 4] = ["serve", "generate", "bench", "simulate"];
 
 /// Heading → flags, in the order of `--help`. A flag without a group is listed under "Options".
-const GROUPS: [(&str, &[&str]); 11] = [
+const GROUPS: [(&str, &[&str]); 12] = [
     (
         "Model",
         &[
