@@ -1,5 +1,5 @@
 //! The one table of what the server answers to: the router and the document of the API
-//! ([`openapi`](super::openapi)) are made from it.
+//! ([`openapi`]) are made from it.
 
 use std::sync::Arc;
 
