@@ -58,5 +58,6 @@ async fn bytes_are_bounded_and_the_first_that_ended_leaves_first() {
     );
     again.stream.end();
     assert!(store.remove("c", &keys) && store.remove("d", &keys));
-    assert_eq!((store.lock().n_bytes, store.lock().ended.len()), (0, 0));
+    let kept = store.lock();
+    assert_eq!((kept.n_bytes, kept.ended.len()), (0, 0));
 }
