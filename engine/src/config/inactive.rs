@@ -75,7 +75,7 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
     inactive
 }
 
-const OF_A_MODEL: &str = "STANDALONE or EAGLE3";
+const OF_A_MODEL: &str = "STANDALONE,EAGLE3";
 
 /// Flags of an algorithm that is not the one that drafts.
 fn note_unused_drafts(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
@@ -135,7 +135,7 @@ fn note_unused_drafts(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
             OF_A_MODEL => "--speculative-algorithm is not STANDALONE or EAGLE3",
             _ => "--speculative-algorithm is not SUFFIX",
         };
-        let is_used = of.split(" or ").any(|of| of == algorithm);
+        let is_used = of.split(',').any(|of| of == algorithm);
         note(was_typed && !is_used, flag, reason);
     }
 }

@@ -18,8 +18,8 @@ const KOREAN: &[(&str, &str)] = &[
         "--speculative-algorithm이 NGRAM이 아님",
     ),
     (
-        "--speculative-algorithm is not STANDALONE",
-        "--speculative-algorithm이 STANDALONE이 아님",
+        "--speculative-algorithm is not STANDALONE or EAGLE3",
+        "--speculative-algorithm이 STANDALONE이나 EAGLE3이 아님",
     ),
     (
         "--speculative-algorithm is not SUFFIX",
