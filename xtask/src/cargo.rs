@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use duct::cmd;
 use indicatif::{ProgressBar, ProgressStyle};
 use xshell::Shell;
@@ -61,6 +61,41 @@ pub fn given_or_release_engine(given: Option<&Path>) -> Result<PathBuf> {
     built
         .canonicalize()
         .with_context(|| built.display().to_string())
+}
+
+/// A cargo subcommand of another project, built from its sources once for each version: no registry
+/// has the program.
+pub fn tool(name: &str, version: &str) -> Result<PathBuf> {
+    let folder = target_dir()?.join(format!("{name}-{version}"));
+    let program = folder.join("bin").join(name);
+    if program.is_file() {
+        return Ok(program);
+    }
+    eprintln!("{name} {version} into {}", folder.display());
+    let built = cmd!(
+        "cargo",
+        "install",
+        "--quiet",
+        "--locked",
+        // It runs for a second.
+        "--debug",
+        "--version",
+        version,
+        "--root",
+        &folder,
+        "--target-dir",
+        folder.join("build"),
+        name
+    )
+    .unchecked()
+    .run()
+    .context("cargo cannot be started")?;
+    ensure!(
+        built.status.success(),
+        "{name} cannot be built ({})",
+        built.status
+    );
+    Ok(program)
 }
 
 /// Builds packages in the release profile, all in one call so that they share features.

@@ -91,14 +91,7 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
 
     let hidden = fields.required_size("hidden_size")?;
     let n_q_heads = fields.required_size("num_attention_heads")?;
-    let head_dim = match fields.size("head_dim")? {
-        Some(head_dim) => head_dim,
-        None if n_q_heads > 0 && hidden.is_multiple_of(n_q_heads) => hidden / n_q_heads,
-        None => {
-            let limit = format!("a multiple of the {n_q_heads} attention heads");
-            return Err(ConfigError::invalid("hidden_size", hidden, limit));
-        }
-    };
+    let head_dim = head_dim(&fields, hidden, n_q_heads)?;
     let max_positions = fields.required_size("max_position_embeddings")?;
     let n_layers = fields.required_size("num_hidden_layers")?;
     let layers = if is_mistral(&fields)? {
@@ -142,6 +135,22 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
         model: model.validated()?,
         quantization: quantization::of_config(&fields)?,
     })
+}
+
+/// `head_dim`, or an equal share of the hidden size.
+pub(super) fn head_dim(
+    fields: &Fields,
+    hidden: usize,
+    n_q_heads: usize,
+) -> Result<usize, ConfigError> {
+    match fields.size("head_dim")? {
+        Some(head_dim) => Ok(head_dim),
+        None if n_q_heads > 0 && hidden.is_multiple_of(n_q_heads) => Ok(hidden / n_q_heads),
+        None => {
+            let limit = format!("a multiple of the {n_q_heads} attention heads");
+            Err(ConfigError::invalid("hidden_size", hidden, limit))
+        }
+    }
 }
 
 fn architecture<'a>(fields: &Fields<'a>) -> Result<&'a str, ConfigError> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::{ConfigError, Family, ModelConfig};
-use super::config_json::read_json;
+use super::config_json::{head_dim, read_json};
 use super::json_fields::Fields;
 use super::layer_types::LayerTypes;
 use super::rope_json;
@@ -71,14 +71,7 @@ pub fn parse(config: &Value) -> Result<EagleConfig, ConfigError> {
     }
     let hidden = fields.required_size("hidden_size")?;
     let n_q_heads = fields.required_size("num_attention_heads")?;
-    let head_dim = match fields.size("head_dim")? {
-        Some(head_dim) => head_dim,
-        None if n_q_heads > 0 && hidden.is_multiple_of(n_q_heads) => hidden / n_q_heads,
-        None => {
-            let limit = format!("a multiple of the {n_q_heads} attention heads");
-            return Err(ConfigError::invalid("hidden_size", hidden, limit));
-        }
-    };
+    let head_dim = head_dim(&fields, hidden, n_q_heads)?;
     let layers = LayerTypes::read(&fields, n_layers)?;
     let max_positions = fields.required_size("max_position_embeddings")?;
     let (rope, context_length) = rope_json::read(&fields, max_positions, &layers)?;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use crate::client;
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 use crate::wheel;
 

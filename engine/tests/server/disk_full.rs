@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::json;
 
 use crate::client;
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::hub::{Hub, hub_environment};
 use crate::program::Program;
 use crate::wheel;

@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 
 use crate::client;
 use crate::fixture::write_tokenizer;
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::client;
 use crate::fixture::{LIMIT, TestConfig, TestServer, model, until};
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 
 const PATH: &str = "/v1/completions";

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
 use crate::fixture::{LIMIT, TestConfig, TestServer, model, model_of_many, until};
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 
 const PATH: &str = "/v1/completions";

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::client::{self, Answer};
 use crate::command_line::resolve;
 use crate::fixture::{LIMIT, TestConfig, TestServer, merged, until};
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 use crate::redis_server::RedisServer;
 

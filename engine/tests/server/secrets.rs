@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::client;
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::hub::{Hub, hub_environment};
 use crate::program::Program;
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 
 /// Result of a run: exit code, standard output, standard error.
 struct Ended {

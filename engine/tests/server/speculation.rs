@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::client;
 use crate::fixture::{TestConfig, TestServer, merged};
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 use crate::tools;
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
 use crate::fixture::{TestConfig, TestServer, merged};
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 
 const COMPLETIONS: &str = "/v1/completions";

@@ -51,7 +51,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// Returns the number of components.
 fn write_sbom(file: &Path) -> Result<usize> {
-    let program = cyclonedx()?;
+    let program = cargo::tool("cargo-cyclonedx", CYCLONEDX)?;
     // It writes next to each manifest of the workspace; only the engine's is kept.
     let name = format!("sbom-{}", std::process::id());
     let made = cmd!(
@@ -104,43 +104,6 @@ fn write_sbom(file: &Path) -> Result<usize> {
     );
     fs::write(file, &text).with_context(|| file.display().to_string())?;
     Ok(bill["components"].as_array().map_or(0, Vec::len))
-}
-
-/// Built from its sources once, as cargo-machete is.
-fn cyclonedx() -> Result<PathBuf> {
-    let folder = cargo::target_dir()?.join(format!("cargo-cyclonedx-{CYCLONEDX}"));
-    let program = folder.join("bin/cargo-cyclonedx");
-    if program.is_file() {
-        return Ok(program);
-    }
-    eprintln!(
-        "promote: cargo-cyclonedx {CYCLONEDX} into {}",
-        folder.display()
-    );
-    let built = cmd!(
-        "cargo",
-        "install",
-        "--quiet",
-        "--locked",
-        // It runs for a second.
-        "--debug",
-        "--version",
-        CYCLONEDX,
-        "--root",
-        &folder,
-        "--target-dir",
-        folder.join("build"),
-        "cargo-cyclonedx"
-    )
-    .unchecked()
-    .run()
-    .context("cargo cannot be started")?;
-    ensure!(
-        built.status.success(),
-        "cargo-cyclonedx cannot be built ({})",
-        built.status
-    );
-    Ok(program)
 }
 
 enum Container {

@@ -1,7 +1,7 @@
 //! API keys: `Authorization: Bearer <key>` or `X-Api-Key: <key>` on every path except those that
-//! probes use and the files of the page at `/`. `/admin/…` has its own key; without one these paths do not exist. Endpoints that
-//! empty caches or abort other clients' requests require the admin key if there is one, otherwise
-//! the API key.
+//! probes use and the files of the page at `/`. `/admin/…` has its own key; without one these paths
+//! do not exist. Endpoints that empty caches or abort other clients' requests require the admin key
+//! if there is one, otherwise the API key.
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use engine::model::config::Family;
 use engine::weights::fixture::{FolderFormat, wide_config};
 
-use super::model::{Model, kernel};
+use super::fixture::{Model, kernel};
 
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]

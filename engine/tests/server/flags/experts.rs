@@ -7,7 +7,7 @@ use engine::model::config::Family;
 use engine::weights::ElementFormat;
 use engine::weights::fixture::{FolderFormat, tiny_config, write_gguf};
 
-use super::model::Model;
+use super::fixture::Model;
 use crate::command_line::resolve;
 
 /// What is said of this launch line on a GPU.

@@ -4,9 +4,10 @@
 
 mod card;
 mod experts;
+pub mod fixture;
 mod inactive;
 mod launch_lines;
-pub mod model;
+mod model;
 mod scheduling;
 mod serving;
 mod simulated;

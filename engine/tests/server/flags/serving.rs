@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::model::Model;
+use super::fixture::Model;
 use crate::client;
 use crate::command_line::resolve;
 use crate::fixture::{LIMIT, TestConfig, TestServer, until};

@@ -7,7 +7,7 @@ use engine::executor::simulated::Card;
 use engine::launch::load_model;
 use engine::simulate::{Arrivals, LoadCase, LoadRequest, SimulatedLoad, Simulation, simulate};
 
-use super::model::Model;
+use super::fixture::Model;
 use crate::command_line::resolve;
 
 /// A few users on the GPU of a launch line.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use self::requests::{COMPLETIONS, prompt};
 use crate::client;
 use crate::fixture::assert_empties;
-use crate::flags::model::Model;
+use crate::flags::fixture::Model;
 use crate::program::Program;
 
 const ADMIN_KEY: &str = "adm1n";
