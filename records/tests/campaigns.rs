@@ -49,8 +49,8 @@ fn every_campaign_is_what_was_sealed_and_names_its_sources() {
 fn runs_of_old_ids_and_of_citations_are_found() {
     let store = Store::from(data("campaigns"));
     for typed in [
-        "20261124T081910Z_01-baseline_vm_a48b0070",
-        "ab8db8b4#01-baseline/0",
+        "20261126T022750Z_06-twenty-users_vm_3b89b688",
+        "e1a31c64#06-twenty-users/0",
     ] {
         let run = store.find(typed).expect(typed);
         assert_eq!(run.manifest().expect("readable").run_id, run.run_id);
