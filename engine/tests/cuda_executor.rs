@@ -12,6 +12,8 @@ mod host_tier;
 mod int8;
 #[path = "cuda_executor/many_models.rs"]
 mod many_models;
+#[path = "cuda_executor/moe.rs"]
+mod moe;
 #[path = "cuda_executor/own_bits.rs"]
 mod own_bits;
 #[path = "cuda_executor/row_errors.rs"]

@@ -184,6 +184,18 @@ impl StreamLinear {
         Ok(())
     }
 
+    /// # Errors
+    ///
+    /// If a part of the weights was never loaded; the error has its number.
+    pub fn check_loaded(&self) -> Result<(), CudaError> {
+        match self.is_loaded.iter().position(|is_loaded| !is_loaded) {
+            None => Ok(()),
+            Some(part) => Err(value_error(format!(
+                "part {part} of the weights was never loaded"
+            ))),
+        }
+    }
+
     /// y = x Wᵀ (+ bias), in stream order; may be captured.
     ///
     /// x: `[m][padded_k]`, laid out as [`Self::wants_tiled`] says: plain rows start
@@ -274,11 +286,7 @@ impl StreamLinear {
             return Err(row_error(m, max_rows).into());
         }
         let n = layout.n();
-        if let Some(part) = self.is_loaded.iter().position(|is_loaded| !is_loaded) {
-            return Err(value_error(format!(
-                "part {part} of the weights was never loaded"
-            )));
-        }
+        self.check_loaded()?;
         let is_silu = output.epilogue() == Epilogue::SiluMul;
         if is_silu != (layout.arrangement == Arrangement::GateUp) {
             return Err(value_error(format!(

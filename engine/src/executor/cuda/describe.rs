@@ -35,6 +35,11 @@ pub(super) fn describe(
         .linears()
         .map(|(name, linear)| (name.to_owned(), describe_linear(linear, tuned)))
         .collect();
+    if let Some(experts) = &forward.config().experts {
+        let (n, active) = (experts.n_experts, experts.n_active);
+        let what = format!("{active} of {n}, sorted by expert, router in f32");
+        kernels.push(("experts".to_owned(), what));
+    }
     if let Some(tuned) = tuned {
         let splits = describe_splits(forward, tuned);
         kernels.push(("attention_splits".to_owned(), splits));

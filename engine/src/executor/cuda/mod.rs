@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 pub use gpu::CardProfile;
 use gpu::{Buffer, CudaError, Device, Event, Stream};
+use kernels::KernelError;
 pub use kernels::cuda::Element;
 pub use kernels::qkv_prepare::cuda::KvFormat;
 
@@ -83,11 +84,8 @@ pub enum CudaLoadError {
          cpu, or use a checkpoint with desc_act false"
     )]
     ActOrder { place: String },
-    #[error(
-        "its layers have {n_experts} experts, and the GPU's kernels have one MLP a layer (dense Qwen3, \
-         Qwen2, Llama and Mistral); serve it with --device cpu"
-    )]
-    Experts { n_experts: usize },
+    #[error("experts that the GPU's kernels do not take: {0}; serve it with --device cpu")]
+    Experts(#[from] KernelError),
 }
 
 /// Batch sizes whose decode step is captured.
@@ -397,22 +395,20 @@ impl CudaExecutor {
     }
 }
 
-/// Refuses a model with experts.
+/// Whether the GPU's kernels take the model's experts, if it has any.
 ///
 /// # Errors
 ///
-/// [`CudaLoadError::Experts`] if it has any.
-pub(crate) fn check_is_dense(config: &ModelConfig) -> Result<(), CudaLoadError> {
-    match &config.experts {
+/// [`CudaLoadError::Experts`] with the size and its limit.
+pub(crate) fn check_experts(config: &ModelConfig) -> Result<(), CudaLoadError> {
+    match forward::experts_shape(config) {
         None => Ok(()),
-        Some(experts) => Err(CudaLoadError::Experts {
-            n_experts: experts.n_experts,
-        }),
+        Some(shape) => Ok(shape.check()?),
     }
 }
 
 fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
-    check_is_dense(config)?;
+    check_experts(config)?;
     let group = config.n_q_heads / config.n_kv_heads;
     let wrong = |name, value: usize, limit: &str| {
         Err(CudaLoadError::Option {
@@ -427,7 +423,8 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     if group > 8 {
         return wrong("query heads a KV head", group, "at most 8 on the GPU");
     }
-    if !config.intermediate.is_multiple_of(256) {
+    let has_dense_layers = config.n_sparse_layers() < config.n_layers;
+    if has_dense_layers && !config.intermediate.is_multiple_of(256) {
         return wrong(
             "intermediate",
             config.intermediate,

@@ -33,6 +33,8 @@ pub(super) struct LayerWeights<V = ElementBuffer, M = StreamLinear> {
     pub qkv_bias: Option<V>,
     pub o: M,
     pub o_bias: Option<V>,
+    /// `[n_experts, hidden]`, in a layer with experts: gate, up and down are then those of all experts.
+    pub router: Option<V>,
     pub gate_up: M,
     pub down: M,
 }
@@ -41,6 +43,10 @@ impl<V, M> LayerWeights<V, M> {
     /// The matrices, in the order in which a pass reads them.
     pub fn linears(&self) -> [&M; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    pub const fn is_sparse(&self) -> bool {
+        self.router.is_some()
     }
 }
 
@@ -76,20 +82,30 @@ struct Fused {
 }
 
 impl Fused {
-    /// q, k and v; o; gate and up; down.
-    fn of_layer(i: usize) -> [Self; 4] {
+    /// q, k and v; o; gate and up; down. The last two of all experts, if the layer has them.
+    fn of_layer(config: &ModelConfig, i: usize) -> [Self; 4] {
         let stacked = |ids| Self {
             ids,
             arrangement: Arrangement::Stacked,
         };
+        let mut gate_up = vec![MatrixId::Gate(i), MatrixId::Up(i)];
+        let mut down = vec![MatrixId::Down(i)];
+        if let Some(experts) = config.experts_of(i) {
+            let all = (0..experts.n_experts).map(|e| MatrixId::of_expert(i, e));
+            (gate_up, down) = all.fold((vec![], vec![]), |(mut pairs, mut downs), [g, u, d]| {
+                pairs.extend([g, u]);
+                downs.push(d);
+                (pairs, downs)
+            });
+        }
         [
             stacked(vec![MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)]),
             stacked(vec![MatrixId::O(i)]),
             Self {
-                ids: vec![MatrixId::Gate(i), MatrixId::Up(i)],
+                ids: gate_up,
                 arrangement: Arrangement::GateUp,
             },
-            stacked(vec![MatrixId::Down(i)]),
+            stacked(down),
         ]
     }
 
@@ -127,9 +143,15 @@ impl Fused {
     }
 }
 
+/// Of all routers.
+fn n_router_values(config: &ModelConfig) -> usize {
+    let experts = config.experts.as_ref();
+    config.n_sparse_layers() * config.hidden * experts.map_or(0, |experts| experts.n_experts)
+}
+
 /// Of every layer, and the head.
 fn all_fused(config: &ModelConfig) -> impl Iterator<Item = Fused> {
-    let of_layers = (0..config.n_layers).flat_map(Fused::of_layer);
+    let of_layers = (0..config.n_layers).flat_map(|i| Fused::of_layer(config, i));
     of_layers.chain([Fused::head(config)])
 }
 
@@ -157,6 +179,7 @@ impl<V, M> Weights<V, M> {
                 qkv_bias: optional(&l.qkv_bias)?,
                 o: matrix(&l.o)?,
                 o_bias: optional(&l.o_bias)?,
+                router: optional(&l.router)?,
                 gate_up: matrix(&l.gate_up)?,
                 down: matrix(&l.down)?,
             })
@@ -201,7 +224,8 @@ impl DeviceWeights {
             .into_iter()
             .map(|id| id.n_elements(config))
             .sum::<usize>()
-            + config.vocab * config.hidden;
+            + config.vocab * config.hidden
+            + n_router_values(config);
         let mut n_bytes = 2 * n_values;
         for fused in all_fused(config) {
             let layout = fused.layout(checkpoint, element)?;
@@ -215,7 +239,7 @@ impl DeviceWeights {
         checkpoint: &dyn Checkpoint,
         element: Element,
     ) -> Result<bool, CudaLoadError> {
-        for fused in Fused::of_layer(0) {
+        for fused in Fused::of_layer(checkpoint.config(), 0) {
             if fused.layout(checkpoint, element)?.format == Format::AwqG128 {
                 return Ok(true);
             }
@@ -273,21 +297,27 @@ impl DeviceWeights {
         Ok(weights)
     }
 
-    /// Links every matrix to the next one in a step, and the head to the first.
+    /// Links every matrix to the next one in a step, and the head to the first. Which experts are next is not known.
     fn chain(&mut self) {
         for layer in &mut self.layers {
             layer.qkv.set_next(&layer.o);
-            layer.o.set_next(&layer.gate_up);
-            layer.gate_up.set_next(&layer.down);
+            if !layer.is_sparse() {
+                layer.o.set_next(&layer.gate_up);
+                layer.gate_up.set_next(&layer.down);
+            }
         }
         for i in 1..self.layers.len() {
             let (before, from) = self.layers.split_at_mut(i);
-            before[i - 1].down.set_next(&from[0].qkv);
+            if !before[i - 1].is_sparse() {
+                before[i - 1].down.set_next(&from[0].qkv);
+            }
         }
         if let [first, ..] = self.layers.as_slice() {
             self.lm_head.set_next(&first.qkv);
         }
-        if let [.., last] = self.layers.as_mut_slice() {
+        if let [.., last] = self.layers.as_mut_slice()
+            && !last.is_sparse()
+        {
             last.down.set_next(&self.lm_head);
         }
     }
@@ -302,7 +332,7 @@ impl DeviceWeights {
             .layers
             .iter()
             .map(|l| {
-                let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
+                let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias, &l.router];
                 let vectors = optional.into_iter().flatten();
                 let vectors = vectors.chain([&l.attn_norm, &l.mlp_norm]);
                 let matrices = l.linears();
@@ -336,7 +366,8 @@ impl Loader<'_> {
             .qkv_bias
             .then(|| self.vectors(&[VectorId::QBias(i), VectorId::KBias(i), VectorId::VBias(i)]))
             .transpose()?;
-        let [qkv, o, gate_up, down] = Fused::of_layer(i);
+        let [qkv, o, gate_up, down] = Fused::of_layer(config, i);
+        let experts = config.experts_of(i);
         Ok(LayerWeights {
             attn_norm: self.vector(VectorId::AttnNorm(i))?,
             mlp_norm: self.vector(VectorId::MlpNorm(i))?,
@@ -346,6 +377,7 @@ impl Loader<'_> {
             qkv_bias,
             o: self.linear(&o)?,
             o_bias: optional(config.o_bias, VectorId::OBias(i))?,
+            router: experts.map(|_| self.router(i)).transpose()?,
             gate_up: self.linear(&gate_up)?,
             down: self.linear(&down)?,
         })
@@ -376,6 +408,26 @@ impl Loader<'_> {
             return Ok(buffer);
         }
         let matrix = self.checkpoint.matrix(MatrixId::Embedding)?;
+        self.rows(&matrix)
+    }
+
+    /// Dummy routers choose evenly: logits have the standard deviation 1.
+    fn router(&self, i: usize) -> Result<ElementBuffer, CudaLoadError> {
+        let id = MatrixId::Router(i);
+        if let Some(seed) = self.dummy_seed {
+            let (n_out, n_in) = id.shape(self.checkpoint.config());
+            let std = 1.0 / (n_in as f32).sqrt();
+            let buffer = ElementBuffer::new(self.stream.device(), self.element(), n_out * n_in)?;
+            fill_normal(
+                self.stream,
+                buffer.all(),
+                0.0,
+                std,
+                seed ^ (matrix_key(id) << 8),
+            )?;
+            return Ok(buffer);
+        }
+        let matrix = self.checkpoint.matrix(id)?;
         self.rows(&matrix)
     }
 
@@ -467,8 +519,8 @@ fn matrix_key(id: MatrixId) -> u64 {
         MatrixId::Gate(i) => (6, i),
         MatrixId::Up(i) => (7, i),
         MatrixId::Down(i) => (8, i),
-        // Refused before.
         MatrixId::Router(i) => (9, i),
+        // Of a layer's experts, which are filled together.
         MatrixId::ExpertGate(i, _) => (10, i),
         MatrixId::ExpertUp(i, _) => (11, i),
         MatrixId::ExpertDown(i, _) => (12, i),
