@@ -7,7 +7,9 @@ mod repack;
 
 use std::sync::{Arc, OnceLock};
 
-use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, LaunchConfig, Stream};
+use gpu::{
+    Buffer, BufferView, CudaError, Device, DevicePtr, LaunchConfig, MemoryPlace, Stream,
+};
 
 use self::loaded::LargeMKernels;
 pub use self::loaded::StreamLinearKernels;
@@ -114,6 +116,19 @@ impl StreamLinear {
     ///
     /// If the device has not as much free memory, or the kernels were loaded for other formats.
     pub fn new(kernels: &Arc<StreamLinearKernels>, layout: Layout) -> Result<Self, CudaError> {
+        Self::new_in(kernels, layout, MemoryPlace::Device)
+    }
+
+    /// As [`Self::new`], with the weights in this memory; from the host's they are read over the bus by every launch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`], or if the system cannot lock as much memory.
+    pub fn new_in(
+        kernels: &Arc<StreamLinearKernels>,
+        layout: Layout,
+        place: MemoryPlace,
+    ) -> Result<Self, CudaError> {
         if !kernels.takes(layout.format) {
             let format = layout.format;
             return Err(value_error(format!(
@@ -121,8 +136,8 @@ impl StreamLinear {
                 kernels.element
             )));
         }
-        let weights = Buffer::new(&kernels.device, layout.weight_bytes())?;
-        let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
+        let weights = Buffer::new_in(&kernels.device, place, layout.weight_bytes())?;
+        let scales = Buffer::new_in(&kernels.device, place, layout.scale_bytes())?;
         let is_loaded = vec![false; layout.parts_n.len()];
         let variants = (0..MAX_ROWS).map(|_| OnceLock::new()).collect();
         Ok(Self {
@@ -156,7 +171,11 @@ impl StreamLinear {
         self.kernels.loaded()
     }
 
-    /// Device memory of weights and scales.
+    pub fn place(&self) -> MemoryPlace {
+        self.weights.place()
+    }
+
+    /// Memory of weights and scales.
     pub fn n_bytes(&self) -> usize {
         self.weights.n_bytes() + self.scales.n_bytes()
     }

@@ -268,7 +268,6 @@ const MODEL: &[Alias] = &[
         takes: Takes::Value("99"),
         means: Means::Layers,
     },
-    only(Any, &["--cpu-offload-gb"], &["0"], WHOLE_MODEL, WHOLE_MODEL),
     idle_value(
         Vllm,
         &["--swap-space"],

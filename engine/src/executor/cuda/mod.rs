@@ -50,7 +50,7 @@ pub(in crate::executor) use self::run_ahead::Batch;
 use self::run_ahead::Burst;
 use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
-use self::weights::DeviceWeights;
+use self::weights::{DeviceWeights, Offload};
 use super::{
     Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
 };
@@ -114,6 +114,8 @@ pub struct CudaOptions {
     pub card_profile: Option<CardProfile>,
     /// Treat the GPU as having this much memory.
     pub memory_limit_bytes: Option<u64>,
+    /// Keep at least this much of the layers' matrices in the host's memory.
+    pub cpu_offload_bytes: u64,
     /// (weights + KV pool) / memory
     pub mem_fraction_static: f64,
     /// Cap on the KV pool.
@@ -202,17 +204,17 @@ impl CudaExecutor {
             });
         }
         let setup = DeviceSetup::open(options)?;
-        let n_pages = setup.pool_pages(
-            config,
-            options,
-            DeviceWeights::bytes_of(checkpoint, options.element)?,
-        )?;
+        let offload = Offload::plan(checkpoint, options.element, options.cpu_offload_bytes)?;
+        check_host_memory(offload)?;
+        let weight_bytes = DeviceWeights::bytes_of(checkpoint, options.element)?;
+        let n_pages = setup.pool_pages(config, options, weight_bytes - offload.n_bytes)?;
         let weights = DeviceWeights::load(
             checkpoint,
             &setup.stream,
             options.element,
             setup.large_m,
             setup.int8_room(config, options),
+            offload,
         )?;
         Self::with_weights(config.clone(), weights, n_pages, setup, options.clone())
     }
@@ -404,6 +406,17 @@ pub(crate) fn check_experts(config: &ModelConfig) -> Result<(), CudaLoadError> {
     match forward::experts_shape(config) {
         None => Ok(()),
         Some(shape) => Ok(shape.check()?),
+    }
+}
+
+/// Locked memory cannot be swapped out, so it must be free.
+fn check_host_memory(offload: Offload) -> Result<(), CudaLoadError> {
+    let needed = offload.n_bytes;
+    match host_memory::free_bytes() {
+        Some(free) if free < needed => Err(CudaLoadError::Memory(format!(
+            "--cpu-offload-gb keeps {needed} bytes of weights in the host's memory, which has {free} bytes free"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use gpu::{Buffer, CudaError, Stream};
+use gpu::{Buffer, CudaError, MemoryPlace, Stream};
 use half::f16;
 use kernels::cuda::{Element, ElementBuffer};
 use kernels::stream_linear::codes::{self, Packed};
@@ -61,6 +61,45 @@ pub(super) struct Weights<V, M> {
 
 pub(super) type DeviceWeights = Weights<ElementBuffer, StreamLinear>;
 
+/// Layers from `first` on have their matrices in the host's memory (`--cpu-offload-gb`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offload {
+    pub first: usize,
+    /// What they take there.
+    pub n_bytes: u64,
+}
+
+impl Offload {
+    /// As few of the last layers as make `wanted_bytes`, or all.
+    pub fn plan(
+        checkpoint: &dyn Checkpoint,
+        element: Element,
+        wanted_bytes: u64,
+    ) -> Result<Self, CudaLoadError> {
+        let config = checkpoint.config();
+        let mut plan = Self {
+            first: config.n_layers,
+            n_bytes: 0,
+        };
+        while plan.n_bytes < wanted_bytes && plan.first > 0 {
+            plan.first -= 1;
+            for fused in Fused::of_layer(config, plan.first) {
+                let layout = fused.layout(checkpoint, element)?;
+                plan.n_bytes += (layout.weight_bytes() + layout.scale_bytes()) as u64;
+            }
+        }
+        Ok(plan)
+    }
+
+    fn place_of(&self, layer: usize) -> MemoryPlace {
+        if layer < self.first {
+            MemoryPlace::Device
+        } else {
+            MemoryPlace::Host
+        }
+    }
+}
+
 /// A copy in host memory, packed as on the GPU, while the model sleeps.
 pub(super) struct HostWeights {
     element: Element,
@@ -71,6 +110,7 @@ pub(super) struct HostWeights {
 
 pub(super) struct HostMatrix {
     layout: Layout,
+    place: MemoryPlace,
     weights: Vec<u8>,
     scales: Vec<u8>,
 }
@@ -206,7 +246,8 @@ impl HostWeights {
         let mut weights = self.weights.map(
             |bits| ElementBuffer::from_bits(stream, self.element, bits),
             |matrix| {
-                let mut linear = StreamLinear::new(&kernels, matrix.layout.clone())?;
+                let layout = matrix.layout.clone();
+                let mut linear = StreamLinear::new_in(&kernels, layout, matrix.place)?;
                 linear.load_packed(stream, &matrix.weights, &matrix.scales)?;
                 Ok(linear)
             },
@@ -217,7 +258,7 @@ impl HostWeights {
 }
 
 impl DeviceWeights {
-    /// The memory that [`Self::load`] will need, without reading a matrix.
+    /// The memory that [`Self::load`] will need on device and host together, without reading a matrix.
     pub fn bytes_of(checkpoint: &dyn Checkpoint, element: Element) -> Result<u64, CudaLoadError> {
         let config = checkpoint.config();
         let n_values = VectorId::all(config)
@@ -254,6 +295,7 @@ impl DeviceWeights {
             |linear| {
                 Ok::<_, CudaError>(HostMatrix {
                     layout: linear.layout().clone(),
+                    place: linear.place(),
                     weights: linear.packed_weights().download(stream)?,
                     scales: linear.packed_scales().download(stream)?,
                 })
@@ -272,6 +314,7 @@ impl DeviceWeights {
         element: Element,
         large_m: LargeM,
         int8: Option<Int8Room>,
+        offload: Offload,
     ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         let formats = all_fused(config)
@@ -283,6 +326,7 @@ impl DeviceWeights {
             stream,
             kernels,
             dummy_seed: checkpoint.dummy_seed(),
+            offload,
         };
         let layers = (0..config.n_layers)
             .map(|i| loader.layer(config, i))
@@ -291,7 +335,7 @@ impl DeviceWeights {
             embedding: loader.embedding()?,
             layers,
             final_norm: loader.vector(VectorId::FinalNorm)?,
-            lm_head: loader.linear(&Fused::head(config))?,
+            lm_head: loader.linear(&Fused::head(config), MemoryPlace::Device)?,
         };
         weights.chain();
         Ok(weights)
@@ -327,7 +371,21 @@ impl DeviceWeights {
         self.embedding.element()
     }
 
+    /// Layers whose matrices are in the host's memory, and the bytes of these.
+    pub fn offloaded(&self) -> (usize, u64) {
+        let is_there = |m: &&StreamLinear| m.place() == MemoryPlace::Host;
+        let layers = self.layers.iter().map(LayerWeights::linears);
+        let bytes_of = |matrices: [&StreamLinear; 4]| -> u64 {
+            let there = matrices.into_iter().filter(is_there);
+            there.map(|matrix| matrix.n_bytes() as u64).sum()
+        };
+        let bytes: Vec<u64> = layers.map(bytes_of).filter(|n_bytes| *n_bytes > 0).collect();
+        (bytes.len(), bytes.iter().sum())
+    }
+
+    /// In the device's memory.
     pub fn n_bytes(&self) -> u64 {
+        let on_device = |m: &&StreamLinear| m.place() == MemoryPlace::Device;
         let layers: usize = self
             .layers
             .iter()
@@ -339,6 +397,7 @@ impl DeviceWeights {
                 vectors.map(ElementBuffer::n_bytes).sum::<usize>()
                     + matrices
                         .into_iter()
+                        .filter(on_device)
                         .map(StreamLinear::n_bytes)
                         .sum::<usize>()
             })
@@ -349,6 +408,7 @@ impl DeviceWeights {
 }
 
 struct Loader<'a> {
+    offload: Offload,
     checkpoint: &'a dyn Checkpoint,
     stream: &'a Stream,
     kernels: Arc<StreamLinearKernels>,
@@ -368,18 +428,20 @@ impl Loader<'_> {
             .transpose()?;
         let [qkv, o, gate_up, down] = Fused::of_layer(config, i);
         let experts = config.experts_of(i);
+        let place = self.offload.place_of(i);
+        let linear = |fused| self.linear(fused, place);
         Ok(LayerWeights {
             attn_norm: self.vector(VectorId::AttnNorm(i))?,
             mlp_norm: self.vector(VectorId::MlpNorm(i))?,
             q_norm: optional(config.qk_norm, VectorId::QNorm(i))?,
             k_norm: optional(config.qk_norm, VectorId::KNorm(i))?,
-            qkv: self.linear(&qkv)?,
+            qkv: linear(&qkv)?,
             qkv_bias,
-            o: self.linear(&o)?,
+            o: linear(&o)?,
             o_bias: optional(config.o_bias, VectorId::OBias(i))?,
             router: experts.map(|_| self.router(i)).transpose()?,
-            gate_up: self.linear(&gate_up)?,
-            down: self.linear(&down)?,
+            gate_up: linear(&gate_up)?,
+            down: linear(&down)?,
         })
     }
 
@@ -439,9 +501,9 @@ impl Loader<'_> {
     }
 
     /// Builds one matrix on the GPU from its parts.
-    fn linear(&self, fused: &Fused) -> Result<StreamLinear, CudaLoadError> {
+    fn linear(&self, fused: &Fused, place: MemoryPlace) -> Result<StreamLinear, CudaLoadError> {
         let layout = fused.layout(self.checkpoint, self.element())?;
-        let mut linear = StreamLinear::new(&self.kernels, layout)?;
+        let mut linear = StreamLinear::new_in(&self.kernels, layout, place)?;
         if let Some(seed) = self.dummy_seed {
             linear.fill_random(self.stream, seed ^ (matrix_key(fused.ids[0]) << 8))?;
             return Ok(linear);
