@@ -14,6 +14,8 @@ mod int8;
 mod many_models;
 #[path = "cuda_executor/moe.rs"]
 mod moe;
+#[path = "cuda_executor/offload.rs"]
+mod offload;
 #[path = "cuda_executor/own_bits.rs"]
 mod own_bits;
 #[path = "cuda_executor/row_errors.rs"]

@@ -7,9 +7,7 @@ mod repack;
 
 use std::sync::{Arc, OnceLock};
 
-use gpu::{
-    Buffer, BufferView, CudaError, Device, DevicePtr, LaunchConfig, MemoryPlace, Stream,
-};
+use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, LaunchConfig, MemoryPlace, Stream};
 
 use self::loaded::LargeMKernels;
 pub use self::loaded::StreamLinearKernels;

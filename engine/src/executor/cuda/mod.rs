@@ -53,6 +53,7 @@ pub use self::tuning::TuningOptions;
 use self::weights::{DeviceWeights, Offload};
 use super::{
     Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
+    host_memory,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;

@@ -379,7 +379,10 @@ impl DeviceWeights {
             let there = matrices.into_iter().filter(is_there);
             there.map(|matrix| matrix.n_bytes() as u64).sum()
         };
-        let bytes: Vec<u64> = layers.map(bytes_of).filter(|n_bytes| *n_bytes > 0).collect();
+        let bytes: Vec<u64> = layers
+            .map(bytes_of)
+            .filter(|n_bytes| *n_bytes > 0)
+            .collect();
         (bytes.len(), bytes.iter().sum())
     }
 
