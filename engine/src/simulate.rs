@@ -117,6 +117,8 @@ pub enum SimulateError {
          is not simulated"
     )]
     Experts { n_experts: usize },
+    #[error("--cpu-offload-gb is not simulated: the card's description has no rate of its bus")]
+    Offload,
     #[error("case {case}: {message}")]
     Case { case: String, message: String },
 }
@@ -194,6 +196,9 @@ pub fn executor(
         KvCacheDtype::Fp8E4m3 => 1,
     };
     let checkpoint = model.checkpoint.as_ref();
+    if config.cpu_offload_bytes > 0 {
+        return Err(SimulateError::Offload);
+    }
     if let Some(experts) = &checkpoint.config().experts {
         return Err(SimulateError::Experts {
             n_experts: experts.n_experts,

@@ -17,6 +17,8 @@ const ROUTING: &str = "experts/routing";
 const LINEAR: &str = "experts/expert_linear";
 const ROUTER_THREADS: u32 = 512;
 const ROUTER_TOKENS: usize = 8;
+/// Elements between rows in shared memory.
+const ROW_PADDING: usize = 32;
 /// Blocks that share a router's experts, if the device can hold a cluster of that size.
 const ROUTER_CLUSTER: u32 = 8;
 pub const MAX_EXPERTS: usize = 512;
@@ -27,17 +29,24 @@ const WARPS: usize = 8;
 const THREADS: usize = WARPS * 32;
 const PIECE_K: usize = 64;
 const FEW_ROWS: usize = 8;
+/// Blocks of `few` on a multiprocessor, at most.
+const FEW_BLOCKS: usize = 3;
+/// 32-bit registers of a multiprocessor of every supported chip.
+const REGISTERS: usize = 65_536;
+/// Words of two steps of 4 loads of 16 bytes, for two tiles and all threads.
+const FEW_SHARED_BYTES: usize = 2 * 4 * 2 * 16 * THREADS;
+const FEW_SUM_BYTES: usize = 4 * WARPS * 2 * FEW_ROWS * (TILE_COLUMNS + 1);
 const MANY_ROWS: usize = 64;
 /// Places of an expert, on average, from which its weights are better read once for 64 places than for 8.
 const MANY_FROM: usize = 8;
 /// Rows of activations have a stride that is a multiple of this, the longest chunk of k.
 const STRIDE_COLUMNS: usize = 256;
-/// Dynamic shared memory that a block of every supported chip has, beside 64 bytes of the kernel's own.
-const SHARED_BYTES: usize = 98 * 1024;
+/// Dynamic shared memory that a block of every supported chip has, beside 9 KiB of the kernel's own.
+const SHARED_BYTES: usize = 90 * 1024;
 
 shared_constants! {
     in "experts/routing.cu" {
-        ROUTER_THREADS, ROUTER_TOKENS, MAX_EXPERTS, MAX_ACTIVE, GROUP_THREADS, ADD_THREADS
+        ROUTER_THREADS, ROUTER_TOKENS, ROW_PADDING, MAX_EXPERTS, MAX_ACTIVE, GROUP_THREADS, ADD_THREADS
     }
     in "experts/expert_linear.cu" { WARPS, PIECE_K, FEW_ROWS, MANY_ROWS }
 }
@@ -87,7 +96,7 @@ device_structs! {
         out_stride: i32,
         n_tiles: i32,
         n_chunks: i32,
-        k_warps: i32,
+        k_shift: i32,
         is_gated: i32,
     }
 
@@ -159,7 +168,7 @@ impl ExpertsShape {
                 self.router_shared_bytes(),
                 self.router_shared_bytes() <= SHARED_BYTES,
                 format!(
-                    "at most {SHARED_BYTES} (8 tokens of 2 bytes x hidden size and 4 x experts)"
+                    "at most {SHARED_BYTES} (8 tokens of 2 bytes x hidden size + 32 and 4 x experts)"
                 ),
             ),
         ];
@@ -195,7 +204,11 @@ impl ExpertsShape {
     }
 
     fn router_shared_bytes(&self) -> usize {
-        ROUTER_TOKENS * (2 * self.hidden + 4 * self.choice.n_experts)
+        ROUTER_TOKENS * (2 * (self.hidden + ROW_PADDING) + 4 * self.choice.n_experts)
+    }
+
+    fn group_shared_bytes(&self) -> usize {
+        4 * (GROUP_THREADS as usize / 32) * self.choice.n_experts
     }
 
     /// Enough jobs for any choice of `n_tokens`.
@@ -230,7 +243,7 @@ pub struct ExpertBuffers {
     places: Buffer<i32>,
     /// `[places]`
     tokens: Buffer<i32>,
-    /// `[max_jobs, 4]`
+    /// `[1 + max_jobs, 4]`
     jobs: Buffer<i32>,
     /// `[places, stride(intermediate)]`: silu(gate) * up. Padding is zero and stays.
     gated: ElementBuffer,
@@ -261,7 +274,7 @@ impl ExpertBuffers {
             weights: Buffer::zeroed(stream, n_places)?,
             places: Buffer::zeroed(stream, n_places)?,
             tokens: Buffer::zeroed(stream, n_places)?,
-            jobs: Buffer::zeroed(stream, 4 * shape.max_jobs(max_tokens))?,
+            jobs: Buffer::zeroed(stream, 4 * (1 + shape.max_jobs(max_tokens)))?,
             gated: ElementBuffer::zeroed(stream, element, gated)?,
             made: Buffer::zeroed(stream, n_places * shape.hidden)?,
         })
@@ -271,7 +284,7 @@ impl ExpertBuffers {
     pub fn bytes_of(shape: &ExpertsShape, max_tokens: usize) -> usize {
         let n_places = max_tokens * shape.choice.n_active;
         let rows = max_tokens * stride(shape.hidden) + n_places * stride(shape.intermediate);
-        2 * rows + n_places * (4 * shape.hidden + 16) + 16 * shape.max_jobs(max_tokens)
+        2 * rows + n_places * (4 * shape.hidden + 16) + 16 * (1 + shape.max_jobs(max_tokens))
     }
 
     /// `[n_tokens, n_active]` of the last launch: the experts of each token, the most weighted first.
@@ -294,6 +307,8 @@ impl ExpertBuffers {
 struct LinearKernels {
     format: Format,
     few: Kernel,
+    /// Blocks of a launch of `few`: as many as the device holds at a time.
+    n_few_blocks: usize,
     many: Kernel,
 }
 
@@ -345,7 +360,7 @@ impl Experts {
             ..LaunchConfig::new(ROUTER_CLUSTER, ROUTER_THREADS)
         })?;
         let group = element.kernel(device, ROUTING, "group_places")?;
-        group.set_max_dynamic_shared(MAX_PLACES_OF_A_PASS * size_of::<u16>())?;
+        group.set_max_dynamic_shared(shape.group_shared_bytes())?;
         let mut linear: Vec<LinearKernels> = Vec::new();
         for &format in formats {
             if linear.iter().any(|kernels| kernels.format == format) {
@@ -362,9 +377,12 @@ impl Experts {
                 let name = format!("{prefix}_{}", format.kernel_name());
                 element.kernel(device, LINEAR, &name)
             };
+            let few = load("few")?;
+            few.set_max_dynamic_shared(FEW_SHARED_BYTES)?;
             linear.push(LinearKernels {
                 format,
-                few: load("few")?,
+                n_few_blocks: n_few_blocks(device, &few)?,
+                few,
                 many: load("many")?,
             });
         }
@@ -374,7 +392,7 @@ impl Experts {
         }
         for kernels in &linear {
             // What shared memory leaves is the L1, where scales wait for their weights.
-            kernels.few.set_shared_carveout(50)?;
+            kernels.few.set_shared_carveout(100)?;
             kernels.many.set_shared_carveout(50)?;
         }
         Ok(Self {
@@ -493,13 +511,12 @@ impl Experts {
     ) -> Result<(), CudaError> {
         let choice = self.shape.choice;
         let n_places = n_tokens * choice.n_active;
-        CHECK.at_most("number of places", n_places, MAX_PLACES_OF_A_PASS)?;
         let params = GroupParams {
             experts: buffers.experts.ptr(),
             jobs: buffers.jobs.ptr(),
             tokens: buffers.tokens.ptr(),
             places: buffers.places.ptr(),
-            n_places: n_places as i32,
+            n_places: CHECK.int("number of places", n_places)?,
             n_experts: choice.n_experts as i32,
             n_active: choice.n_active as i32,
             job_rows: jobs.rows as i32,
@@ -507,7 +524,7 @@ impl Experts {
             padding: 0,
         };
         let config = LaunchConfig {
-            shared_bytes: n_places * size_of::<u16>(),
+            shared_bytes: self.shape.group_shared_bytes(),
             dependent: true,
             ..LaunchConfig::new(1, GROUP_THREADS)
         };
@@ -576,16 +593,22 @@ impl Experts {
             } as i32,
             n_tiles: CHECK.int("tiles of an expert", n_tiles)?,
             n_chunks: layout.n_chunks as i32,
-            k_warps: k_warps as i32,
+            k_shift: k_warps.trailing_zeros() as i32,
             is_gated: i32::from(is_gated),
         };
-        let n_columns = (n_tiles / 2).div_ceil(pairs_of_block) as u32;
-        let grid = Dim3::new(n_columns, CHECK.int("number of jobs", jobs.n)? as u32, 1);
+        let n_columns = (n_tiles / 2).div_ceil(pairs_of_block);
+        let n_jobs = CHECK.int("number of jobs", jobs.n)? as u32;
+        let (kernel, grid, shared_bytes) = if is_many {
+            (&kernels.many, Dim3::new(n_columns as u32, n_jobs, 1), 0)
+        } else {
+            let n_blocks = (n_columns * jobs.n).min(kernels.n_few_blocks) as u32;
+            (&kernels.few, Dim3::from(n_blocks), FEW_SHARED_BYTES)
+        };
         let config = LaunchConfig {
+            shared_bytes,
             dependent: true,
             ..LaunchConfig::new(grid, THREADS as u32)
         };
-        let kernel = if is_many { &kernels.many } else { &kernels.few };
         // SAFETY: jobs name experts below n_experts, whose tiles the layout has (checked above), and places below
         // n_tokens * n_active, for which x, gated and made have rows; tokens of places are below n_tokens.
         unsafe { kernel.launch(stream, &config, &params) }
@@ -619,8 +642,14 @@ impl Experts {
     }
 }
 
-/// What the grouping kernel's shared memory holds, 2 bytes each.
-const MAX_PLACES_OF_A_PASS: usize = 40 * 1024;
+fn n_few_blocks(device: &Device, few: &Kernel) -> Result<usize, CudaError> {
+    let properties = device.properties();
+    let of_block = FEW_SHARED_BYTES + FEW_SUM_BYTES + properties.reserved_shared_bytes_per_block;
+    let by_shared = properties.shared_bytes_per_multiprocessor / of_block;
+    let by_registers = REGISTERS / (few.n_registers()?.next_multiple_of(8) * THREADS);
+    let fit = by_shared.min(by_registers).clamp(1, FEW_BLOCKS);
+    Ok(properties.n_multiprocessors * fit)
+}
 
 fn value_error(message: String) -> CudaError {
     let op = "experts";

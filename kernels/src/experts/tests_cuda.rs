@@ -17,6 +17,14 @@ use self::case::{Case, Gpu, gpu, random_case};
 
 const EPS: f32 = 1e-6;
 
+/// Of the largest of some 10^5 sums, each of products of weights and gated values that are rounded once.
+fn limit(element: Element) -> f64 {
+    match element {
+        Element::F16 => 8e-3,
+        Element::Bf16 => 6.4e-2,
+    }
+}
+
 /// A layer of random experts.
 struct Layer {
     shape: ExpertsShape,
@@ -250,8 +258,10 @@ fn every_format_agrees_with_f64() {
             for m in [1, 2, 8, 9, 24, 25, 70, 300] {
                 let h = layer.hidden_rows(&mut rng, m);
                 let error = layer.largest_error(element, &h, &layer.launched(&gpu, &h));
-                let limit = if element == Element::F16 { 4e-3 } else { 3e-2 };
-                assert!(error < limit, "{element:?} {format:?}, {m} tokens: {error}");
+                assert!(
+                    error < limit(element),
+                    "{element:?} {format:?}, {m} tokens: {error}"
+                );
             }
         }
     }
@@ -289,7 +299,10 @@ fn other_shapes_and_choices_agree_with_f64() {
         for m in [1, 5, 20, 150] {
             let h = layer.hidden_rows(&mut rng, m);
             let error = layer.largest_error(Element::F16, &h, &layer.launched(&gpu, &h));
-            assert!(error < 4e-3, "{shape:?}, {m} tokens: {error}");
+            assert!(
+                error < limit(Element::F16),
+                "{shape:?}, {m} tokens: {error}"
+            );
         }
     }
 }
