@@ -99,7 +99,7 @@ impl LaunchError {
             | Self::Cuda(CudaLoadError::Memory(_))
             | Self::Cpu(CpuLoadError::HostTier(_)) => Code::DeviceMemory,
             Self::Cuda(CudaLoadError::ActOrder { .. }) => Code::UnsupportedQuantization,
-            Self::Cuda(CudaLoadError::Experts { .. }) => Code::UnsupportedArchitecture,
+            Self::Cuda(CudaLoadError::Experts(_)) => Code::UnsupportedArchitecture,
             Self::Cpu(_) | Self::Cuda(_) => Code::LoadFailed,
             Self::Start(StartError::PoolTooSmall { .. }) => Code::PoolTooSmall,
             Self::KvEvents(PublishError::Bind { .. }) => Code::Address,

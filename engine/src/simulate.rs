@@ -14,7 +14,7 @@ use self::arrivals::Text;
 use crate::config::resolved::EngineConfig;
 use crate::config::typed::{Device, KvCacheDtype};
 use crate::engine_loop::CostMeter;
-use crate::executor::cuda::{GraphSizes, check_is_dense, graph_sizes};
+use crate::executor::cuda::{GraphSizes, graph_sizes};
 use crate::executor::simulated::cost::{device_bytes, sizes_of};
 use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOptions};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, HostTierOptions};
@@ -112,6 +112,13 @@ pub enum SimulateError {
         "speculation is not simulated: the tokens are invented, and so would be which drafts are right"
     )]
     Speculation,
+    #[error(
+        "the model has {n_experts} experts, and a pass's cost depends on how many of them its tokens choose, which \
+         is not simulated"
+    )]
+    Experts { n_experts: usize },
+    #[error("--cpu-offload-gb is not simulated: the card's description has no rate of its bus")]
+    Offload,
     #[error("case {case}: {message}")]
     Case { case: String, message: String },
 }
@@ -189,7 +196,14 @@ pub fn executor(
         KvCacheDtype::Fp8E4m3 => 1,
     };
     let checkpoint = model.checkpoint.as_ref();
-    check_is_dense(checkpoint.config()).map_err(LaunchError::from)?;
+    if config.cpu_offload_bytes > 0 {
+        return Err(SimulateError::Offload);
+    }
+    if let Some(experts) = &checkpoint.config().experts {
+        return Err(SimulateError::Experts {
+            n_experts: experts.n_experts,
+        });
+    }
     let sizes = sizes_of(checkpoint, kv_element_bytes).map_err(LaunchError::from)?;
     let weight_bytes = device_bytes(&sizes, checkpoint.config());
     let memory = config

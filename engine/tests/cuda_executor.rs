@@ -12,6 +12,10 @@ mod host_tier;
 mod int8;
 #[path = "cuda_executor/many_models.rs"]
 mod many_models;
+#[path = "cuda_executor/moe.rs"]
+mod moe;
+#[path = "cuda_executor/offload.rs"]
+mod offload;
 #[path = "cuda_executor/own_bits.rs"]
 mod own_bits;
 #[path = "cuda_executor/row_errors.rs"]
@@ -82,6 +86,7 @@ fn options() -> CudaOptions {
         ordinal: 0,
         card_profile: None,
         memory_limit_bytes: None,
+        cpu_offload_bytes: 0,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),
         context_length: None,

@@ -45,6 +45,7 @@ fn load(
         ordinal: 0,
         card_profile: None,
         memory_limit_bytes: None,
+        cpu_offload_bytes: 0,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),
         context_length: None,

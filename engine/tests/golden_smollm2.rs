@@ -246,6 +246,7 @@ fn the_card_agrees_with_llama_cpp() {
         ordinal: 0,
         card_profile: None,
         memory_limit_bytes: None,
+        cpu_offload_bytes: 0,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(1024),
         context_length: Some(1024),

@@ -55,6 +55,7 @@ const GROUPS: [(&str, &[&str]); 12] = [
             "max-total-tokens",
             "mem-fraction-static",
             "device-memory-limit",
+            "cpu-offload-gb",
             "kv-cache-dtype",
             "disable-radix-cache",
             "enable-hierarchical-cache",

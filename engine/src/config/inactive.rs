@@ -212,6 +212,11 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "the CPU executor has no device memory to share out unless --device-memory-limit says how \
          much; its KV pool is sized by --max-total-tokens",
     );
+    note(
+        typed.cpu_offload_gb.is_some_and(|gib| gib > 0.0),
+        "--cpu-offload-gb",
+        "the CPU executor has all weights in the host's memory",
+    );
     let nothing_to_time = "the CPU executor has one kernel for each shape";
     note(
         typed.enable_torch_compile,

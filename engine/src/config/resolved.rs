@@ -84,6 +84,8 @@ pub struct EngineConfig {
     pub max_total_tokens: Option<usize>,
     pub mem_fraction_static: f64,
     pub device_memory_limit_bytes: Option<u64>,
+    /// Of weights that stay in the host's memory.
+    pub cpu_offload_bytes: u64,
     pub max_prefill_tokens: PrefillTokens,
     /// `None`: a prompt is computed in one piece.
     pub chunked_prefill_size: Option<usize>,
@@ -278,6 +280,7 @@ impl EngineArgs {
             max_total_tokens: self.max_total_tokens,
             mem_fraction_static: self.resolve_mem_fraction()?,
             device_memory_limit_bytes: self.resolve_device_memory_limit()?,
+            cpu_offload_bytes: self.resolve_cpu_offload()?,
             max_prefill_tokens: self.resolve_max_prefill_tokens(),
             chunked_prefill_size,
             enable_mixed_chunk: self.enable_mixed_chunk,
@@ -357,6 +360,17 @@ impl EngineArgs {
                 "must be above 0 and below 1",
             ))
         }
+    }
+
+    fn resolve_cpu_offload(&self) -> Result<u64, ConfigError> {
+        /// More than any host has.
+        const MOST_GIB: f64 = 65_536.0;
+        let gib = self.cpu_offload_gb.unwrap_or(0.0);
+        if (0.0..=MOST_GIB).contains(&gib) {
+            return Ok((gib * f64::from(1 << 30)) as u64);
+        }
+        let limit = "must be from 0 to 65536";
+        Err(ConfigError::new("--cpu-offload-gb", gib, limit))
     }
 
     /// A number without a unit means bytes, which is hardly intended here.

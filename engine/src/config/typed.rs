@@ -144,6 +144,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub device_memory_limit: Option<u64>,
 
+    /// Keep at least this many GiB of the layers' weights in the host's memory, for models larger than the GPU [default: 0]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    pub cpu_offload_gb: Option<f64>,
+
     /// Maximum prompt tokens in one prefill batch [default: 16384 on a GPU, 512 on the CPU]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub max_prefill_tokens: Option<usize>,

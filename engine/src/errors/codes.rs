@@ -277,7 +277,7 @@ codes! {
 
     UnsupportedArchitecture = "unsupported_architecture", Start, None, "", None;
     "The model has an architecture that this engine does not support.";
-    "Serve a Qwen3, Qwen2, Qwen2.5, Llama or Mistral model, as safetensors or as GGUF; Qwen3-MoE runs with --device cpu.";
+    "Serve a Qwen3, Qwen3-MoE, Qwen2, Qwen2.5, Llama or Mistral model, as safetensors or as GGUF.";
 
     UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
     "The checkpoint is quantised in a format that this engine, or its GPU kernels, does not support.";

@@ -68,6 +68,7 @@ pub(super) fn load_cuda(
         ordinal: 0,
         card_profile: config.card_profile,
         memory_limit_bytes: config.device_memory_limit_bytes,
+        cpu_offload_bytes: config.cpu_offload_bytes,
         mem_fraction_static: config.mem_fraction_static,
         max_total_tokens: config.max_total_tokens,
         context_length: config.context_length,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::LaunchError;
 use crate::config::EngineConfig;
 use crate::config::typed;
-use crate::executor::cuda::{CudaExecutor, CudaLoadError, check_is_dense};
+use crate::executor::cuda::{CudaExecutor, CudaLoadError, check_experts};
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
 use crate::model::quantization::{QuantMethod, Quantization};
@@ -184,10 +184,10 @@ fn check_act_order(
     Ok(())
 }
 
-/// Experts are computed on the CPU alone.
+/// A GPU refuses experts of sizes that its kernels do not take; it is better said before the download.
 fn check_device(config: &EngineConfig, model: &ModelConfig) -> Result<(), LaunchError> {
-    if model.experts.is_some() && is_on_gpu(config) {
-        check_is_dense(model)?;
+    if is_on_gpu(config) {
+        check_experts(model)?;
     }
     Ok(())
 }

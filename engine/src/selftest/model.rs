@@ -154,6 +154,7 @@ fn options(card_profile: Option<CardProfile>) -> CudaOptions {
         ordinal: 0,
         card_profile,
         memory_limit_bytes: None,
+        cpu_offload_bytes: 0,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(KV_POOL_TOKENS),
         context_length: None,

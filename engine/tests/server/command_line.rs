@@ -192,6 +192,14 @@ fn every_refusal_names_flag_value_and_limit() {
             ["--max-total-tokens", "lots", "invalid"],
         ),
         (
+            "--cpu-offload-gb -1",
+            ["--cpu-offload-gb", "-1", "from 0 to 65536"],
+        ),
+        (
+            "--cpu-offload-gb nan",
+            ["--cpu-offload-gb", "NaN", "from 0 to 65536"],
+        ),
+        (
             "--mem-fraction-static 1.5",
             ["--mem-fraction-static", "1.5", "below 1"],
         ),

@@ -15,6 +15,8 @@ mod shape;
 mod attention;
 #[path = "../../src/embedding/bench_cuda.rs"]
 mod embedding;
+#[path = "../../src/experts/bench_cuda.rs"]
+mod experts;
 #[path = "../../src/stream_linear/bench_cuda.rs"]
 mod projections;
 #[path = "../../src/qkv_prepare/bench_cuda.rs"]
@@ -86,13 +88,14 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
 type Cases = fn(&mut Bench) -> Result<(), CudaError>;
 
-const OPS: [(&str, Cases); 7] = [
+const OPS: [(&str, Cases); 8] = [
     ("stream_linear", projections::all),
     ("attention", attention::all),
     ("embedding", embedding::all),
     ("rms_norm", rms_norm::all),
     ("qkv_prepare", qkv_prepare::all),
     ("silu_mul", silu_mul::all),
+    ("experts", experts::all),
     ("sampling", sampling::all),
 ];
 

@@ -76,6 +76,16 @@ pub struct Buffer<T: Pod> {
     device: Device,
     ptr: DevicePtr<T>,
     len: usize,
+    place: MemoryPlace,
+}
+
+/// Whose memory a buffer lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryPlace {
+    #[default]
+    Device,
+    /// Pinned host memory, which kernels read over the bus.
+    Host,
 }
 
 impl<T: Pod> Buffer<T> {
@@ -101,14 +111,48 @@ impl<T: Pod> Buffer<T> {
                 check("cuMemAlloc", result)?;
                 Ok(Self {
                     device: device.clone(),
-                    ptr: DevicePtr {
-                        address,
-                        value: PhantomData,
-                    },
+                    ptr: DevicePtr::at(address),
                     len,
+                    place: MemoryPlace::Device,
                 })
             }
         }
+    }
+
+    /// Uninitialised memory in this place.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or the system cannot lock as much.
+    pub fn new_in(device: &Device, place: MemoryPlace, len: usize) -> Result<Self, CudaError> {
+        match place {
+            MemoryPlace::Device => Self::new(device, len),
+            MemoryPlace::Host => Self::in_host_memory(device, len),
+        }
+    }
+
+    fn in_host_memory(device: &Device, len: usize) -> Result<Self, CudaError> {
+        let bytes_asked = len.saturating_mul(size_of::<T>());
+        device.inner.bind()?;
+        let mut start = std::ptr::null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_WRITECOMBINED;
+        // SAFETY: at least one byte is asked for; the driver writes one address.
+        let result = unsafe { sys::cuMemHostAlloc(&raw mut start, bytes_asked.max(1), flags) };
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(CudaError::OutOfHostMemory { bytes_asked });
+        }
+        check("cuMemHostAlloc", result)?;
+        // With unified addressing, which every supported GPU has, the device's address is the host's.
+        Ok(Self {
+            device: device.clone(),
+            ptr: DevicePtr::at(start as u64),
+            len,
+            place: MemoryPlace::Host,
+        })
+    }
+
+    pub fn place(&self) -> MemoryPlace {
+        self.place
     }
 
     /// Memory with every byte zero.
@@ -193,11 +237,14 @@ impl<T: Pod> Buffer<T> {
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.device.inner.bind().is_ok() {
-            // SAFETY: allocated by cuMemAlloc and freed once, here; the wait before it keeps
-            // kernels in flight from using freed memory. Errors cannot be reported from drop.
+            // SAFETY: allocated by cuMemAlloc or cuMemHostAlloc and freed once, here; the wait before
+            // it keeps kernels in flight from using freed memory. Errors cannot be reported from drop.
             unsafe {
                 let _ = sys::cuCtxSynchronize();
-                let _ = sys::cuMemFree_v2(self.ptr.address);
+                let _ = match self.place {
+                    MemoryPlace::Device => sys::cuMemFree_v2(self.ptr.address),
+                    MemoryPlace::Host => sys::cuMemFreeHost(self.ptr.address as *mut _),
+                };
             }
         }
     }

@@ -53,7 +53,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use buffer::{Buffer, BufferView, DevicePtr};
+pub use buffer::{Buffer, BufferView, DevicePtr, MemoryPlace};
 pub use device::{Device, DeviceProperties};
 pub use embedded::{
     CompiledKernelsError, EmbeddedKernels, TEST_KERNELS_VARIABLE, embedded_kernels,

@@ -184,6 +184,9 @@ DEVICE uint64_t load_remote(uint32_t remote) {
 DEVICE void store_remote(uint32_t remote, uint64_t v) {
     asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(remote), "l"(v) : "memory");
 }
+DEVICE void store_remote(uint32_t remote, float v) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(v) : "memory");
+}
 DEVICE float cluster_load(uint32_t address, uint32_t rank) {
     float v;
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(remote_address(address, rank)) : "memory");

@@ -8,6 +8,7 @@
 //!
 //! Logits that are NaN or infinite make their own token's weights NaN.
 
+pub mod cuda;
 pub mod reference;
 
 use std::ops::Range;

@@ -7,7 +7,7 @@ mod repack;
 
 use std::sync::{Arc, OnceLock};
 
-use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, LaunchConfig, Stream};
+use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, LaunchConfig, MemoryPlace, Stream};
 
 use self::loaded::LargeMKernels;
 pub use self::loaded::StreamLinearKernels;
@@ -114,6 +114,19 @@ impl StreamLinear {
     ///
     /// If the device has not as much free memory, or the kernels were loaded for other formats.
     pub fn new(kernels: &Arc<StreamLinearKernels>, layout: Layout) -> Result<Self, CudaError> {
+        Self::new_in(kernels, layout, MemoryPlace::Device)
+    }
+
+    /// As [`Self::new`], with the weights in this memory; from the host's they are read over the bus by every launch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`], or if the system cannot lock as much memory.
+    pub fn new_in(
+        kernels: &Arc<StreamLinearKernels>,
+        layout: Layout,
+        place: MemoryPlace,
+    ) -> Result<Self, CudaError> {
         if !kernels.takes(layout.format) {
             let format = layout.format;
             return Err(value_error(format!(
@@ -121,8 +134,8 @@ impl StreamLinear {
                 kernels.element
             )));
         }
-        let weights = Buffer::new(&kernels.device, layout.weight_bytes())?;
-        let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
+        let weights = Buffer::new_in(&kernels.device, place, layout.weight_bytes())?;
+        let scales = Buffer::new_in(&kernels.device, place, layout.scale_bytes())?;
         let is_loaded = vec![false; layout.parts_n.len()];
         let variants = (0..MAX_ROWS).map(|_| OnceLock::new()).collect();
         Ok(Self {
@@ -156,7 +169,11 @@ impl StreamLinear {
         self.kernels.loaded()
     }
 
-    /// Device memory of weights and scales.
+    pub fn place(&self) -> MemoryPlace {
+        self.weights.place()
+    }
+
+    /// Memory of weights and scales.
     pub fn n_bytes(&self) -> usize {
         self.weights.n_bytes() + self.scales.n_bytes()
     }
@@ -182,6 +199,18 @@ impl StreamLinear {
         super::random::fill_packed(stream, &self.layout, element, weights, scales, seed)?;
         self.is_loaded.fill(true);
         Ok(())
+    }
+
+    /// # Errors
+    ///
+    /// If a part of the weights was never loaded; the error has its number.
+    pub fn check_loaded(&self) -> Result<(), CudaError> {
+        match self.is_loaded.iter().position(|is_loaded| !is_loaded) {
+            None => Ok(()),
+            Some(part) => Err(value_error(format!(
+                "part {part} of the weights was never loaded"
+            ))),
+        }
     }
 
     /// y = x Wᵀ (+ bias), in stream order; may be captured.
@@ -274,11 +303,7 @@ impl StreamLinear {
             return Err(row_error(m, max_rows).into());
         }
         let n = layout.n();
-        if let Some(part) = self.is_loaded.iter().position(|is_loaded| !is_loaded) {
-            return Err(value_error(format!(
-                "part {part} of the weights was never loaded"
-            )));
-        }
+        self.check_loaded()?;
         let is_silu = output.epilogue() == Epilogue::SiluMul;
         if is_silu != (layout.arrangement == Arrangement::GateUp) {
             return Err(value_error(format!(

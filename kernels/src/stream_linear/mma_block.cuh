@@ -158,12 +158,12 @@ struct Feed {
 
 template <Output O, int N>
 DEVICE void store_tile(const MmaLinearParams& p, const float (&acc)[WARP_TILES][N][4], int row, int w_tile, int lane) {
-    const Place at{row, w_tile, lane >> 2, lane & 3};
+    const Writer<O, WARP_TILES, MmaLinearParams> writer(p, Place{row, w_tile, lane >> 2, lane & 3});
     constexpr int AT_ONCE = N % 2 == 0 ? 2 : 1;
 #pragma unroll
     for (int r0 = 0; r0 < N; r0 += AT_ONCE) {
         if (row + r0 * 8 >= p.m) return;
-        write_rows<O, AT_ONCE>(p, acc, at, r0);
+        write_rows<AT_ONCE>(writer, acc, r0);
     }
 }
 

@@ -190,6 +190,11 @@ impl Format {
         }
     }
 
+    /// Pieces of 64 k whose codes of one column tile a lane has in four loads of 16 bytes.
+    pub(crate) const fn pieces_of_four_loads(self) -> usize {
+        16 / self.code_bits()
+    }
+
     /// Groups in a chunk; 0 for 16-bit weights.
     pub const fn chunk_groups(self) -> usize {
         match self.group() {
@@ -307,7 +312,8 @@ impl Epilogue {
 pub enum Arrangement {
     /// One below the other: the outputs are concatenated.
     Stacked,
-    /// Two parts, alternating tile by tile: their outputs become silu(first) * second.
+    /// Pairs of parts, alternating tile by tile: their outputs become silu(first) * second. A matrix has one pair; that
+    /// of all experts has one pair after the other.
     GateUp,
 }
 
@@ -324,8 +330,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Errors unless the kernels can take it: k a multiple of the group, stacked parts (but the last) a multiple of
-    /// 16, gate and up of one size.
+    /// Errors unless the kernels can take it: k a multiple of the group, parts (but the last, or the last pair) a
+    /// multiple of 16, gate and up of one size.
     ///
     /// ```
     /// use kernels::stream_linear::{Arrangement, Format, Layout};
@@ -358,22 +364,22 @@ impl Layout {
             return Err(shape("k", k, format!("a positive multiple of {step}")));
         }
         let is_pair = arrangement == Arrangement::GateUp;
-        if parts_n.is_empty() || (is_pair && parts_n.len() != 2) {
-            let expected = if is_pair { "2" } else { "at least 1" };
+        if parts_n.is_empty() || (is_pair && !parts_n.len().is_multiple_of(2)) {
+            let expected = if is_pair { "pairs" } else { "at least 1" };
             return Err(shape("the number of parts", parts_n.len(), expected.into()));
         }
-        if is_pair && parts_n[0] != parts_n[1] {
+        if is_pair && let Some(pair) = parts_n.chunks_exact(2).find(|pair| pair[0] != pair[1]) {
             return Err(shape(
                 "up's columns",
-                parts_n[1],
-                format!("{} as gate has", parts_n[0]),
+                pair[1],
+                format!("{} as gate has", pair[0]),
             ));
         }
+        // Parts that end the matrix need not fill their last tile.
+        let n_last = if is_pair { 2 } else { 1 };
         for (i, &n) in parts_n.iter().enumerate() {
-            let step = match arrangement {
-                Arrangement::Stacked if i + 1 < parts_n.len() => TILE_COLUMNS,
-                _ => 1,
-            };
+            let is_last = i + n_last >= parts_n.len();
+            let step = if is_last { 1 } else { TILE_COLUMNS };
             if n == 0 || !n.is_multiple_of(step) {
                 return Err(shape(
                     "a part's columns",
@@ -405,7 +411,7 @@ impl Layout {
     pub fn n(&self) -> usize {
         match self.arrangement {
             Arrangement::Stacked => self.parts_n.iter().sum(),
-            Arrangement::GateUp => self.parts_n[0],
+            Arrangement::GateUp => self.parts_n.iter().step_by(2).sum(),
         }
     }
 
@@ -424,15 +430,13 @@ impl Layout {
 
     /// Location of tile `t` of a part: `t * step + offset`.
     pub fn tile_place(&self, part: usize) -> (usize, usize) {
+        let tiles_before = |part: usize| -> usize {
+            let before = &self.parts_n[..part];
+            before.iter().map(|n| n.div_ceil(TILE_COLUMNS)).sum()
+        };
         match self.arrangement {
-            Arrangement::GateUp => (2, part),
-            Arrangement::Stacked => (
-                1,
-                self.parts_n[..part]
-                    .iter()
-                    .map(|n| n.div_ceil(TILE_COLUMNS))
-                    .sum(),
-            ),
+            Arrangement::GateUp => (2, tiles_before(part / 2 * 2) + part % 2),
+            Arrangement::Stacked => (1, tiles_before(part)),
         }
     }
 

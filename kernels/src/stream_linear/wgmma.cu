@@ -258,21 +258,10 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
             (pending[0] < 0 ? pending[0] : pending[1]) = work;
             return;
         }
+        const Writer<O, T, WgmmaLinearParams> writer(p, place_of(work));
         constexpr int AT_ONCE = N % 16 == 0 ? 2 : 3;
 #pragma unroll
-        for (int r0 = 0; r0 < N / 8; r0 += AT_ONCE) {
-            float before[AT_ONCE][T][4];
-#pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) load_rows<O>(p, before[r], place_of(work), r0 + r);
-#pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) {
-                float4 v[T];
-#pragma unroll
-                for (int t = 0; t < T; t++)
-                    v[t] = make_float4(acc[t][r0 + r][0], acc[t][r0 + r][1], acc[t][r0 + r][2], acc[t][r0 + r][3]);
-                store_rows<O>(p, v, before[r], place_of(work), r0 + r);
-            }
-        }
+        for (int r0 = 0; r0 < N / 8; r0 += AT_ONCE) write_rows<AT_ONCE>(writer, acc, r0);
     });
 
     // Shared tiles, when the other blocks' parts are in memory as well, or nearly: each block adds up its share
@@ -287,10 +276,11 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         const int r0 = N / 8 * rank / shared.n_blocks, r1 = N / 8 * (rank + 1) / shared.n_blocks;
         if (threadIdx.x == 0) wait_for_blocks(tickets, shared.n_blocks);
         consumers_sync<B>();
+        const Writer<O, T, WgmmaLinearParams> writer(p, place_of(work));
         for (int r = r0; r < r1; r++) {
             constexpr int AT_ONCE = 8 / T;
             float before[T][4];
-            load_rows<O>(p, before, place_of(work), r);
+            writer.load(before, r);
             float4 v[T] = {};
             for (int b0 = 0; b0 < shared.n_blocks; b0 += AT_ONCE) {
                 float4 w[AT_ONCE][T];
@@ -307,7 +297,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
                     for (int t = 0; t < T; t++)
                         v[t].x += w[b][t].x, v[t].y += w[b][t].y, v[t].z += w[b][t].z, v[t].w += w[b][t].w;
             }
-            store_rows<O>(p, v, before, place_of(work), r);
+            writer.store(v, before, r);
         }
         // The last block resets the tickets.
         if (threadIdx.x == 0 && atomicAdd(tickets + 1, 1) == shared.n_blocks - 1) tickets[0] = tickets[1] = 0;

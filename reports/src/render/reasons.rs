@@ -136,6 +136,10 @@ const KOREAN: &[(&str, &str)] = &[
         "CPU 실행기에는 나눌 장치 메모리가 없음; KV 풀의 크기는 --max-total-tokens로 정해짐",
     ),
     (
+        "the CPU executor has all weights in the host's memory",
+        "CPU 실행기는 모든 가중치를 호스트 메모리에 둠",
+    ),
+    (
         "the CPU executor has no device memory to share out unless --device-memory-limit says how much; its KV pool is sized by --max-total-tokens",
         "--device-memory-limit 없이는 CPU 실행기에 나눌 장치 메모리가 없음; KV 풀의 크기는 --max-total-tokens로 정해짐",
     ),

@@ -21,7 +21,7 @@ pub struct Op {
 /// What every bench launches: reads that empty the L2, the roofline, random inputs.
 const BENCH: [&str; 2] = ["roofline/", "stream_linear/random"];
 
-const OPS: [Op; 8] = [
+const OPS: [Op; 9] = [
     Op {
         name: "attention",
         shape: "mn",
@@ -33,6 +33,12 @@ const OPS: [Op; 8] = [
         shape: "mn",
         needs: &[],
         groups: &["embedding"],
+    },
+    Op {
+        name: "experts",
+        shape: "m",
+        needs: &["stream_linear/"],
+        groups: &["experts"],
     },
     Op {
         name: "qkv_prepare",

@@ -14,7 +14,6 @@ const OWN_GRAMMARS: &str = "grammars are compiled by llguidance, which supports 
 const OWN_TLS: &str = "terminate TLS in a proxy in front of this server";
 const OWN_CONFIG: &str = "config.json of the checkpoint is used; change it there";
 const OWN_PAGES: &str = "KV pages have 16 tokens; their size changes no text";
-const WHOLE_MODEL: &str = "a model is wholly on its device, the GPU if there is one";
 
 /// A flag equivalent to one of ours.
 const fn flag(
@@ -268,7 +267,6 @@ const MODEL: &[Alias] = &[
         takes: Takes::Value("99"),
         means: Means::Layers,
     },
-    only(Any, &["--cpu-offload-gb"], &["0"], WHOLE_MODEL, WHOLE_MODEL),
     idle_value(
         Vllm,
         &["--swap-space"],

@@ -35,6 +35,20 @@ pub(super) fn describe(
         .linears()
         .map(|(name, linear)| (name.to_owned(), describe_linear(linear, tuned)))
         .collect();
+    let (n_offloaded, offloaded_bytes) = forward.weights().offloaded();
+    if n_offloaded > 0 {
+        let gib = offloaded_bytes as f64 / (1u64 << 30) as f64;
+        let what = format!(
+            "{n_offloaded} of {} layers, {gib:.2} GiB of weights in the host's memory, read over the bus as they are used",
+            forward.n_layers()
+        );
+        kernels.push(("cpu_offload".to_owned(), what));
+    }
+    if let Some(experts) = &forward.config().experts {
+        let (n, active) = (experts.n_experts, experts.n_active);
+        let what = format!("{active} of {n}, sorted by expert, router in f32");
+        kernels.push(("experts".to_owned(), what));
+    }
     if let Some(tuned) = tuned {
         let splits = describe_splits(forward, tuned);
         kernels.push(("attention_splits".to_owned(), splits));

@@ -1,13 +1,15 @@
 //! The launches of one pass: embedding, the layers, and the head for the rows that need logits.
 //!
-//! A layer is eight launches: norm, q/k/v, rotate and store, attention, o added to the residual,
+//! A dense layer is eight launches: norm, q/k/v, rotate and store, attention, o added to the residual,
 //! norm, gate and up with SiLU, down added to the residual. For small batches it is six: all norms
-//! except the first are fused into the projections. Each launch may start while the one before it
+//! except the first are fused into the projections. A layer with experts has five launches in place of the last three
+//! (`kernels::experts::cuda`), and norms of its own. Each launch may start while the one before it
 //! runs and waits for it on the GPU (programmatic dependent launch), so the host only queues.
 
 mod host_tier;
 mod layer;
 mod packed;
+mod sparse;
 mod timed;
 mod two_batches;
 
@@ -15,6 +17,7 @@ use gpu::{Buffer, BufferView, CudaError, HostCounter, Stream};
 use kernels::attention::cuda::{ContextParts, DecodeAttention};
 use kernels::cuda::{Activation, Element, ElementBuffer, TILE_ROWS};
 use kernels::embedding::cuda::Embedding;
+use kernels::experts::cuda::{ExpertBuffers, Experts};
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare};
 use kernels::rms_norm::cuda::RmsNorm;
 use kernels::rope::Rope;
@@ -25,6 +28,8 @@ pub(super) use self::host_tier::HostTier;
 use self::layer::{LayerPass, Norms};
 pub use self::packed::AttentionBackend;
 use self::packed::PackedAttention;
+pub(super) use self::sparse::experts_shape;
+use self::sparse::{expert_buffers, experts_of};
 pub(super) use self::timed::Projection;
 use self::two_batches::SecondHalf;
 use super::inputs::{Inputs, MAX_ROWS};
@@ -54,6 +59,8 @@ struct Ops {
     decode_attention: DecodeAttention,
     packed_attention: PackedAttention,
     argmax: ArgmaxAdvance,
+    /// Set if layers have experts.
+    experts: Option<Experts>,
 }
 
 /// Activations of a pass of at most `n` tokens.
@@ -72,6 +79,8 @@ struct Workspace {
     /// `[MAX_ROWS, vocab]`
     logits: Buffer<f32>,
     norms: Norms,
+    /// Set if layers have experts.
+    experts: Option<ExpertBuffers>,
 }
 
 /// The input of a projection, as plain rows or as tiles, whichever its kernel for that batch size
@@ -176,7 +185,9 @@ pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
     let of_tokens = pass.max_tokens * (4 * config.hidden + 2 * qkv);
     let logits = 4 * MAX_ROWS * config.vocab;
-    (of_tokens + 2 * rows * projected + logits + Norms::n_bytes()) as u64
+    let experts =
+        experts_shape(config).map_or(0, |shape| ExpertBuffers::bytes_of(&shape, pass.max_tokens));
+    (of_tokens + 2 * rows * projected + logits + Norms::n_bytes() + experts) as u64
 }
 
 /// Bytes of KV of one page over all layers.
@@ -270,6 +281,7 @@ impl Forward {
                 attention.backend,
             )?,
             argmax: ArgmaxAdvance::new(device)?,
+            experts: experts_of(&config, device, &weights)?,
         };
         let workspace = Workspace::new(stream, element, &config, pass)?;
         let history = Buffer::zeroed(stream, max_burst * MAX_ROWS)?;
@@ -449,12 +461,13 @@ impl Forward {
         let layer = self.weights.layers.first();
         let of_layer = layer.into_iter().flat_map(|l| {
             [
-                ("qkv", &l.qkv),
-                ("o", &l.o),
-                ("gate_up", &l.gate_up),
-                ("down", &l.down),
+                Some(("qkv", &l.qkv)),
+                Some(("o", &l.o)),
+                (!l.is_sparse()).then_some(("gate_up", &l.gate_up)),
+                (!l.is_sparse()).then_some(("down", &l.down)),
             ]
         });
+        let of_layer = of_layer.flatten();
         of_layer.chain([("lm_head", &self.weights.lm_head)])
     }
 }
@@ -482,6 +495,7 @@ impl Workspace {
             ffn_act: ActivationBuffer::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
             norms: Norms::new(stream)?,
+            experts: expert_buffers(stream, element, config, pass)?,
         })
     }
 }

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 pub use gpu::CardProfile;
 use gpu::{Buffer, CudaError, Device, Event, Stream};
+use kernels::KernelError;
 pub use kernels::cuda::Element;
 pub use kernels::qkv_prepare::cuda::KvFormat;
 
@@ -49,9 +50,10 @@ pub(in crate::executor) use self::run_ahead::Batch;
 use self::run_ahead::Burst;
 use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
-use self::weights::DeviceWeights;
+use self::weights::{DeviceWeights, Offload};
 use super::{
     Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
+    host_memory,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
@@ -83,11 +85,8 @@ pub enum CudaLoadError {
          cpu, or use a checkpoint with desc_act false"
     )]
     ActOrder { place: String },
-    #[error(
-        "its layers have {n_experts} experts, and the GPU's kernels have one MLP a layer (dense Qwen3, \
-         Qwen2, Llama and Mistral); serve it with --device cpu"
-    )]
-    Experts { n_experts: usize },
+    #[error("experts that the GPU's kernels do not take: {0}; serve it with --device cpu")]
+    Experts(#[from] KernelError),
 }
 
 /// Batch sizes whose decode step is captured.
@@ -116,6 +115,8 @@ pub struct CudaOptions {
     pub card_profile: Option<CardProfile>,
     /// Treat the GPU as having this much memory.
     pub memory_limit_bytes: Option<u64>,
+    /// Keep at least this much of the layers' matrices in the host's memory.
+    pub cpu_offload_bytes: u64,
     /// (weights + KV pool) / memory
     pub mem_fraction_static: f64,
     /// Cap on the KV pool.
@@ -204,17 +205,17 @@ impl CudaExecutor {
             });
         }
         let setup = DeviceSetup::open(options)?;
-        let n_pages = setup.pool_pages(
-            config,
-            options,
-            DeviceWeights::bytes_of(checkpoint, options.element)?,
-        )?;
+        let offload = Offload::plan(checkpoint, options.element, options.cpu_offload_bytes)?;
+        check_host_memory(offload)?;
+        let weight_bytes = DeviceWeights::bytes_of(checkpoint, options.element)?;
+        let n_pages = setup.pool_pages(config, options, weight_bytes - offload.n_bytes)?;
         let weights = DeviceWeights::load(
             checkpoint,
             &setup.stream,
             options.element,
             setup.large_m,
             setup.int8_room(config, options),
+            offload,
         )?;
         Self::with_weights(config.clone(), weights, n_pages, setup, options.clone())
     }
@@ -397,22 +398,31 @@ impl CudaExecutor {
     }
 }
 
-/// Refuses a model with experts.
+/// Whether the GPU's kernels take the model's experts, if it has any.
 ///
 /// # Errors
 ///
-/// [`CudaLoadError::Experts`] if it has any.
-pub(crate) fn check_is_dense(config: &ModelConfig) -> Result<(), CudaLoadError> {
-    match &config.experts {
+/// [`CudaLoadError::Experts`] with the size and its limit.
+pub(crate) fn check_experts(config: &ModelConfig) -> Result<(), CudaLoadError> {
+    match forward::experts_shape(config) {
         None => Ok(()),
-        Some(experts) => Err(CudaLoadError::Experts {
-            n_experts: experts.n_experts,
-        }),
+        Some(shape) => Ok(shape.check()?),
+    }
+}
+
+/// Locked memory cannot be swapped out, so it must be free.
+fn check_host_memory(offload: Offload) -> Result<(), CudaLoadError> {
+    let needed = offload.n_bytes;
+    match host_memory::free_bytes() {
+        Some(free) if free < needed => Err(CudaLoadError::Memory(format!(
+            "--cpu-offload-gb keeps {needed} bytes of weights in the host's memory, which has {free} bytes free"
+        ))),
+        _ => Ok(()),
     }
 }
 
 fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
-    check_is_dense(config)?;
+    check_experts(config)?;
     let group = config.n_q_heads / config.n_kv_heads;
     let wrong = |name, value: usize, limit: &str| {
         Err(CudaLoadError::Option {
@@ -427,7 +437,8 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     if group > 8 {
         return wrong("query heads a KV head", group, "at most 8 on the GPU");
     }
-    if !config.intermediate.is_multiple_of(256) {
+    let has_dense_layers = config.n_sparse_layers() < config.n_layers;
+    if has_dense_layers && !config.intermediate.is_multiple_of(256) {
         return wrong(
             "intermediate",
             config.intermediate,

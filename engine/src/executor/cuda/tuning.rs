@@ -188,7 +188,7 @@ pub(super) fn tune(
     let started = Instant::now();
     let max_rows = options.max_rows.min(MAX_ROWS);
     let groups = forward.layer_groups();
-    let sites = sites(groups.len());
+    let sites = sites(groups.iter().map(|layers| forward.is_sparse(layers[0])));
     let context = attention_tokens(n_pages, max_rows, inputs.max_pages());
     let key = TuningKey::of(
         stream.device(),
@@ -256,14 +256,21 @@ pub(super) fn tune(
     Ok(Some(tuned))
 }
 
-/// The four matrices of every layer group, and the head.
-fn sites(n_groups: usize) -> Vec<Site> {
-    let of_group = |group| Projection::OF_LAYER.map(|projection| Site { group, projection });
+/// The matrices of every layer group, and the head.
+fn sites(are_sparse: impl IntoIterator<Item = bool>) -> Vec<Site> {
+    let of_group = |(group, is_sparse): (usize, bool)| {
+        let projections = Projection::of_layer_with(is_sparse).iter();
+        projections.map(move |projection| Site {
+            group,
+            projection: *projection,
+        })
+    };
     let head = Site {
         group: 0,
         projection: Projection::LmHead,
     };
-    (0..n_groups).flat_map(of_group).chain([head]).collect()
+    let of_groups = are_sparse.into_iter().enumerate().flat_map(of_group);
+    of_groups.chain([head]).collect()
 }
 
 /// Context length of each of `max_rows` sequences, in whole pages; 0 if the pool is too small.

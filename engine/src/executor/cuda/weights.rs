@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use gpu::{Buffer, CudaError, Stream};
+use gpu::{Buffer, CudaError, MemoryPlace, Stream};
 use half::f16;
 use kernels::cuda::{Element, ElementBuffer};
 use kernels::stream_linear::codes::{self, Packed};
@@ -33,6 +33,8 @@ pub(super) struct LayerWeights<V = ElementBuffer, M = StreamLinear> {
     pub qkv_bias: Option<V>,
     pub o: M,
     pub o_bias: Option<V>,
+    /// `[n_experts, hidden]`, in a layer with experts: gate, up and down are then those of all experts.
+    pub router: Option<V>,
     pub gate_up: M,
     pub down: M,
 }
@@ -41,6 +43,10 @@ impl<V, M> LayerWeights<V, M> {
     /// The matrices, in the order in which a pass reads them.
     pub fn linears(&self) -> [&M; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    pub const fn is_sparse(&self) -> bool {
+        self.router.is_some()
     }
 }
 
@@ -55,6 +61,45 @@ pub(super) struct Weights<V, M> {
 
 pub(super) type DeviceWeights = Weights<ElementBuffer, StreamLinear>;
 
+/// Layers from `first` on have their matrices in the host's memory (`--cpu-offload-gb`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offload {
+    pub first: usize,
+    /// What they take there.
+    pub n_bytes: u64,
+}
+
+impl Offload {
+    /// As few of the last layers as make `wanted_bytes`, or all.
+    pub fn plan(
+        checkpoint: &dyn Checkpoint,
+        element: Element,
+        wanted_bytes: u64,
+    ) -> Result<Self, CudaLoadError> {
+        let config = checkpoint.config();
+        let mut plan = Self {
+            first: config.n_layers,
+            n_bytes: 0,
+        };
+        while plan.n_bytes < wanted_bytes && plan.first > 0 {
+            plan.first -= 1;
+            for fused in Fused::of_layer(config, plan.first) {
+                let layout = fused.layout(checkpoint, element)?;
+                plan.n_bytes += (layout.weight_bytes() + layout.scale_bytes()) as u64;
+            }
+        }
+        Ok(plan)
+    }
+
+    fn place_of(&self, layer: usize) -> MemoryPlace {
+        if layer < self.first {
+            MemoryPlace::Device
+        } else {
+            MemoryPlace::Host
+        }
+    }
+}
+
 /// A copy in host memory, packed as on the GPU, while the model sleeps.
 pub(super) struct HostWeights {
     element: Element,
@@ -65,6 +110,7 @@ pub(super) struct HostWeights {
 
 pub(super) struct HostMatrix {
     layout: Layout,
+    place: MemoryPlace,
     weights: Vec<u8>,
     scales: Vec<u8>,
 }
@@ -76,20 +122,30 @@ struct Fused {
 }
 
 impl Fused {
-    /// q, k and v; o; gate and up; down.
-    fn of_layer(i: usize) -> [Self; 4] {
+    /// q, k and v; o; gate and up; down. The last two of all experts, if the layer has them.
+    fn of_layer(config: &ModelConfig, i: usize) -> [Self; 4] {
         let stacked = |ids| Self {
             ids,
             arrangement: Arrangement::Stacked,
         };
+        let mut gate_up = vec![MatrixId::Gate(i), MatrixId::Up(i)];
+        let mut down = vec![MatrixId::Down(i)];
+        if let Some(experts) = config.experts_of(i) {
+            let all = (0..experts.n_experts).map(|e| MatrixId::of_expert(i, e));
+            (gate_up, down) = all.fold((vec![], vec![]), |(mut pairs, mut downs), [g, u, d]| {
+                pairs.extend([g, u]);
+                downs.push(d);
+                (pairs, downs)
+            });
+        }
         [
             stacked(vec![MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)]),
             stacked(vec![MatrixId::O(i)]),
             Self {
-                ids: vec![MatrixId::Gate(i), MatrixId::Up(i)],
+                ids: gate_up,
                 arrangement: Arrangement::GateUp,
             },
-            stacked(vec![MatrixId::Down(i)]),
+            stacked(down),
         ]
     }
 
@@ -127,9 +183,15 @@ impl Fused {
     }
 }
 
+/// Of all routers.
+fn n_router_values(config: &ModelConfig) -> usize {
+    let experts = config.experts.as_ref();
+    config.n_sparse_layers() * config.hidden * experts.map_or(0, |experts| experts.n_experts)
+}
+
 /// Of every layer, and the head.
 fn all_fused(config: &ModelConfig) -> impl Iterator<Item = Fused> {
-    let of_layers = (0..config.n_layers).flat_map(Fused::of_layer);
+    let of_layers = (0..config.n_layers).flat_map(|i| Fused::of_layer(config, i));
     of_layers.chain([Fused::head(config)])
 }
 
@@ -157,6 +219,7 @@ impl<V, M> Weights<V, M> {
                 qkv_bias: optional(&l.qkv_bias)?,
                 o: matrix(&l.o)?,
                 o_bias: optional(&l.o_bias)?,
+                router: optional(&l.router)?,
                 gate_up: matrix(&l.gate_up)?,
                 down: matrix(&l.down)?,
             })
@@ -183,7 +246,8 @@ impl HostWeights {
         let mut weights = self.weights.map(
             |bits| ElementBuffer::from_bits(stream, self.element, bits),
             |matrix| {
-                let mut linear = StreamLinear::new(&kernels, matrix.layout.clone())?;
+                let layout = matrix.layout.clone();
+                let mut linear = StreamLinear::new_in(&kernels, layout, matrix.place)?;
                 linear.load_packed(stream, &matrix.weights, &matrix.scales)?;
                 Ok(linear)
             },
@@ -194,14 +258,15 @@ impl HostWeights {
 }
 
 impl DeviceWeights {
-    /// The memory that [`Self::load`] will need, without reading a matrix.
+    /// The memory that [`Self::load`] will need on device and host together, without reading a matrix.
     pub fn bytes_of(checkpoint: &dyn Checkpoint, element: Element) -> Result<u64, CudaLoadError> {
         let config = checkpoint.config();
         let n_values = VectorId::all(config)
             .into_iter()
             .map(|id| id.n_elements(config))
             .sum::<usize>()
-            + config.vocab * config.hidden;
+            + config.vocab * config.hidden
+            + n_router_values(config);
         let mut n_bytes = 2 * n_values;
         for fused in all_fused(config) {
             let layout = fused.layout(checkpoint, element)?;
@@ -215,7 +280,7 @@ impl DeviceWeights {
         checkpoint: &dyn Checkpoint,
         element: Element,
     ) -> Result<bool, CudaLoadError> {
-        for fused in Fused::of_layer(0) {
+        for fused in Fused::of_layer(checkpoint.config(), 0) {
             if fused.layout(checkpoint, element)?.format == Format::AwqG128 {
                 return Ok(true);
             }
@@ -230,6 +295,7 @@ impl DeviceWeights {
             |linear| {
                 Ok::<_, CudaError>(HostMatrix {
                     layout: linear.layout().clone(),
+                    place: linear.place(),
                     weights: linear.packed_weights().download(stream)?,
                     scales: linear.packed_scales().download(stream)?,
                 })
@@ -248,6 +314,7 @@ impl DeviceWeights {
         element: Element,
         large_m: LargeM,
         int8: Option<Int8Room>,
+        offload: Offload,
     ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         let formats = all_fused(config)
@@ -259,6 +326,7 @@ impl DeviceWeights {
             stream,
             kernels,
             dummy_seed: checkpoint.dummy_seed(),
+            offload,
         };
         let layers = (0..config.n_layers)
             .map(|i| loader.layer(config, i))
@@ -267,27 +335,33 @@ impl DeviceWeights {
             embedding: loader.embedding()?,
             layers,
             final_norm: loader.vector(VectorId::FinalNorm)?,
-            lm_head: loader.linear(&Fused::head(config))?,
+            lm_head: loader.linear(&Fused::head(config), MemoryPlace::Device)?,
         };
         weights.chain();
         Ok(weights)
     }
 
-    /// Links every matrix to the next one in a step, and the head to the first.
+    /// Links every matrix to the next one in a step, and the head to the first. Which experts are next is not known.
     fn chain(&mut self) {
         for layer in &mut self.layers {
             layer.qkv.set_next(&layer.o);
-            layer.o.set_next(&layer.gate_up);
-            layer.gate_up.set_next(&layer.down);
+            if !layer.is_sparse() {
+                layer.o.set_next(&layer.gate_up);
+                layer.gate_up.set_next(&layer.down);
+            }
         }
         for i in 1..self.layers.len() {
             let (before, from) = self.layers.split_at_mut(i);
-            before[i - 1].down.set_next(&from[0].qkv);
+            if !before[i - 1].is_sparse() {
+                before[i - 1].down.set_next(&from[0].qkv);
+            }
         }
         if let [first, ..] = self.layers.as_slice() {
             self.lm_head.set_next(&first.qkv);
         }
-        if let [.., last] = self.layers.as_mut_slice() {
+        if let [.., last] = self.layers.as_mut_slice()
+            && !last.is_sparse()
+        {
             last.down.set_next(&self.lm_head);
         }
     }
@@ -297,18 +371,36 @@ impl DeviceWeights {
         self.embedding.element()
     }
 
+    /// Layers whose matrices are in the host's memory, and the bytes of these.
+    pub fn offloaded(&self) -> (usize, u64) {
+        let is_there = |m: &&StreamLinear| m.place() == MemoryPlace::Host;
+        let layers = self.layers.iter().map(LayerWeights::linears);
+        let bytes_of = |matrices: [&StreamLinear; 4]| -> u64 {
+            let there = matrices.into_iter().filter(is_there);
+            there.map(|matrix| matrix.n_bytes() as u64).sum()
+        };
+        let bytes: Vec<u64> = layers
+            .map(bytes_of)
+            .filter(|n_bytes| *n_bytes > 0)
+            .collect();
+        (bytes.len(), bytes.iter().sum())
+    }
+
+    /// In the device's memory.
     pub fn n_bytes(&self) -> u64 {
+        let on_device = |m: &&StreamLinear| m.place() == MemoryPlace::Device;
         let layers: usize = self
             .layers
             .iter()
             .map(|l| {
-                let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
+                let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias, &l.router];
                 let vectors = optional.into_iter().flatten();
                 let vectors = vectors.chain([&l.attn_norm, &l.mlp_norm]);
                 let matrices = l.linears();
                 vectors.map(ElementBuffer::n_bytes).sum::<usize>()
                     + matrices
                         .into_iter()
+                        .filter(on_device)
                         .map(StreamLinear::n_bytes)
                         .sum::<usize>()
             })
@@ -319,6 +411,7 @@ impl DeviceWeights {
 }
 
 struct Loader<'a> {
+    offload: Offload,
     checkpoint: &'a dyn Checkpoint,
     stream: &'a Stream,
     kernels: Arc<StreamLinearKernels>,
@@ -336,18 +429,22 @@ impl Loader<'_> {
             .qkv_bias
             .then(|| self.vectors(&[VectorId::QBias(i), VectorId::KBias(i), VectorId::VBias(i)]))
             .transpose()?;
-        let [qkv, o, gate_up, down] = Fused::of_layer(i);
+        let [qkv, o, gate_up, down] = Fused::of_layer(config, i);
+        let experts = config.experts_of(i);
+        let place = self.offload.place_of(i);
+        let linear = |fused| self.linear(fused, place);
         Ok(LayerWeights {
             attn_norm: self.vector(VectorId::AttnNorm(i))?,
             mlp_norm: self.vector(VectorId::MlpNorm(i))?,
             q_norm: optional(config.qk_norm, VectorId::QNorm(i))?,
             k_norm: optional(config.qk_norm, VectorId::KNorm(i))?,
-            qkv: self.linear(&qkv)?,
+            qkv: linear(&qkv)?,
             qkv_bias,
-            o: self.linear(&o)?,
+            o: linear(&o)?,
             o_bias: optional(config.o_bias, VectorId::OBias(i))?,
-            gate_up: self.linear(&gate_up)?,
-            down: self.linear(&down)?,
+            router: experts.map(|_| self.router(i)).transpose()?,
+            gate_up: linear(&gate_up)?,
+            down: linear(&down)?,
         })
     }
 
@@ -379,6 +476,26 @@ impl Loader<'_> {
         self.rows(&matrix)
     }
 
+    /// Dummy routers choose evenly: logits have the standard deviation 1.
+    fn router(&self, i: usize) -> Result<ElementBuffer, CudaLoadError> {
+        let id = MatrixId::Router(i);
+        if let Some(seed) = self.dummy_seed {
+            let (n_out, n_in) = id.shape(self.checkpoint.config());
+            let std = 1.0 / (n_in as f32).sqrt();
+            let buffer = ElementBuffer::new(self.stream.device(), self.element(), n_out * n_in)?;
+            fill_normal(
+                self.stream,
+                buffer.all(),
+                0.0,
+                std,
+                seed ^ (matrix_key(id) << 8),
+            )?;
+            return Ok(buffer);
+        }
+        let matrix = self.checkpoint.matrix(id)?;
+        self.rows(&matrix)
+    }
+
     /// `[n_out, n_in]`, row by row.
     fn rows(&self, matrix: &Matrix<'_>) -> Result<ElementBuffer, CudaLoadError> {
         let element = self.element();
@@ -387,9 +504,9 @@ impl Loader<'_> {
     }
 
     /// Builds one matrix on the GPU from its parts.
-    fn linear(&self, fused: &Fused) -> Result<StreamLinear, CudaLoadError> {
+    fn linear(&self, fused: &Fused, place: MemoryPlace) -> Result<StreamLinear, CudaLoadError> {
         let layout = fused.layout(self.checkpoint, self.element())?;
-        let mut linear = StreamLinear::new(&self.kernels, layout)?;
+        let mut linear = StreamLinear::new_in(&self.kernels, layout, place)?;
         if let Some(seed) = self.dummy_seed {
             linear.fill_random(self.stream, seed ^ (matrix_key(fused.ids[0]) << 8))?;
             return Ok(linear);
@@ -467,8 +584,8 @@ fn matrix_key(id: MatrixId) -> u64 {
         MatrixId::Gate(i) => (6, i),
         MatrixId::Up(i) => (7, i),
         MatrixId::Down(i) => (8, i),
-        // Refused before.
         MatrixId::Router(i) => (9, i),
+        // Of a layer's experts, which are filled together.
         MatrixId::ExpertGate(i, _) => (10, i),
         MatrixId::ExpertUp(i, _) => (11, i),
         MatrixId::ExpertDown(i, _) => (12, i),

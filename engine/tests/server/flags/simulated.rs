@@ -5,14 +5,21 @@ use std::path::Path;
 
 use engine::executor::simulated::Card;
 use engine::launch::load_model;
-use engine::simulate::{Arrivals, LoadCase, LoadRequest, SimulatedLoad, Simulation, simulate};
+use engine::model::config::Family;
+use engine::simulate::{
+    Arrivals, LoadCase, LoadRequest, SimulateError, SimulatedLoad, Simulation, simulate,
+};
+use engine::weights::fixture::FolderFormat;
 
 use super::fixture::Model;
 use crate::command_line::resolve;
 
 /// A few users on the GPU of a launch line.
 fn simulated(flags: &str) -> Simulation {
-    let model = Model::f16();
+    try_simulated(&Model::f16(), flags).expect(flags)
+}
+
+fn try_simulated(model: &Model, flags: &str) -> Result<Simulation, SimulateError> {
     // Without a cap on the pool: memory decides.
     let line = model.line(flags).replace("--max-total-tokens 512", "");
     let config = resolve(&line).expect(flags).engine;
@@ -31,7 +38,7 @@ fn simulated(flags: &str) -> Simulation {
         }],
     };
     let card = Card::read(&card).expect("a GPU");
-    simulate(&config, &loaded, card, &load).expect(flags)
+    simulate(&config, &loaded, card, &load)
 }
 
 const MEMORY: &str = "--device-memory-limit 64MiB";
@@ -55,6 +62,20 @@ fn mem_fraction_static_sizes_the_pool() {
     let whole = pool_tokens("--mem-fraction-static 0.8");
     assert!(half < whole && half * 3 > whole, "{half} and {whole}");
     assert_eq!(pool_tokens(""), pool_tokens("--mem-fraction-static 0.88"));
+}
+
+/// What has no costs is not given invented ones.
+#[test]
+fn experts_and_offloaded_weights_are_not_simulated() {
+    let refused = |model: &Model, flags: &str| {
+        let refused = try_simulated(model, flags).err();
+        refused.expect("refused").to_string()
+    };
+    let message = refused(&Model::f16(), "--cpu-offload-gb 1");
+    assert!(message.contains("--cpu-offload-gb"), "{message}");
+    let experts = Model::new(Family::Qwen3Moe, FolderFormat::F16);
+    let message = refused(&experts, "");
+    assert!(message.contains("6 experts"), "{message}");
 }
 
 #[test]

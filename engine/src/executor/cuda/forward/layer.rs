@@ -48,6 +48,9 @@ impl Norms {
 impl Forward {
     /// Whether all projections can fuse the norms for `n` rows.
     pub(super) fn fuses_norms(&self, n: usize) -> Result<bool, CudaError> {
+        if self.weights.layers.iter().any(LayerWeights::is_sparse) {
+            return Ok(false);
+        }
         for linear in self.weights.layers.iter().flat_map(LayerWeights::linears) {
             if !linear.fuses_norm(n)? {
                 return Ok(false);
@@ -79,6 +82,9 @@ impl Forward {
 
     fn mlp_block(&self, pass: &LayerPass<'_>, i: usize) -> Result<(), CudaError> {
         let (layer, ws) = (&self.weights.layers[i], pass.slice.workspace);
+        if self.sparse_block(pass, layer)? {
+            return Ok(());
+        }
         let norm = self.norm_before_mlp(pass, i)?;
         let ffn_act = ws.ffn_act.view_for(&layer.down, pass.size.n_tokens);
         let (x, out) = (pass.x_of(&layer.gate_up), Output::SiluMul(ffn_act));

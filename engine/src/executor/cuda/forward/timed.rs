@@ -24,7 +24,16 @@ pub enum Projection {
 }
 
 impl Projection {
-    pub const OF_LAYER: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+    const OF_LAYER: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// Those whose kernels can be chosen: experts have one for few rows and one for many.
+    pub fn of_layer_with(is_sparse: bool) -> &'static [Self] {
+        if is_sparse {
+            &Self::OF_LAYER[..2]
+        } else {
+            &Self::OF_LAYER
+        }
+    }
 
     fn of(self, layer: &LayerWeights) -> Option<&StreamLinear> {
         match self {
@@ -65,6 +74,10 @@ impl Forward {
             }
         }
         groups
+    }
+
+    pub fn is_sparse(&self, layer: usize) -> bool {
+        self.weights.layers[layer].is_sparse()
     }
 
     /// The matrix of `layer`, or the head.

@@ -19,9 +19,9 @@ use kernels::attention::cuda::ContextParts;
 use kernels::cuda::ElementBuffer;
 use kernels::stream_linear::{LARGE_M_MIN, StreamLinear, Variant};
 
+use super::sparse::expert_buffers;
 use super::{ActivationBuffer, BatchSlice, Forward, Norms, PassShape, PassSize, Workspace};
 use crate::executor::cuda::inputs::{Inputs, MAX_ROWS};
-use crate::executor::cuda::weights::LayerWeights;
 
 /// State of the second half.
 pub(super) struct SecondHalf {
@@ -56,7 +56,13 @@ impl Forward {
         let is_plain = |linear: &StreamLinear, m: usize| {
             m > 0 && m < LARGE_M_MIN && matches!(linear.variant(m), Ok(Variant::Stream(_)))
         };
-        let mut linears = self.weights.layers.iter().flat_map(LayerWeights::linears);
+        let layers = self.weights.layers.iter();
+        let mut linears = layers.flat_map(|layer| {
+            let [qkv, o, gate_up, down] = layer.linears();
+            // Experts' kernels share nothing between halves, and no block waits for another.
+            let mlp = (!layer.is_sparse()).then_some([gate_up, down]);
+            [qkv, o].into_iter().chain(mlp.into_iter().flatten())
+        });
         linears.all(|linear| halves.iter().all(|m| is_plain(linear, *m)))
     }
 
@@ -78,6 +84,7 @@ impl Forward {
             ffn_act: ActivationBuffer::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, 1)?,
             norms: Norms::new(stream)?,
+            experts: expert_buffers(stream, element, config, pass)?,
         })
     }
 

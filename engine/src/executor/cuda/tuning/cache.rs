@@ -52,7 +52,9 @@ impl TuningKey {
     ) -> Self {
         let properties = device.properties();
         let of_group = |layers: &Vec<usize>| {
-            let matrices = Projection::OF_LAYER.map(|p| shape(forward.layout(p, layers[0])));
+            let projections = Projection::of_layer_with(forward.is_sparse(layers[0])).iter();
+            let matrices = projections.map(|p| shape(forward.layout(*p, layers[0])));
+            let matrices: Vec<String> = matrices.collect();
             format!("{} layers: {}", layers.len(), matrices.join(", "))
         };
         let head = shape(forward.layout(Projection::LmHead, 0));

@@ -103,7 +103,7 @@ fn bucket(rows: usize) -> Bucket {
     };
     Bucket {
         rows,
-        projections: sites(2).into_iter().map(choice).collect(),
+        projections: sites([false, false]).into_iter().map(choice).collect(),
         splits: (rows > 1).then(|| Splits {
             n_splits: 4,
             timed_us: vec![(8, 9.0), (4, 7.5)],
