@@ -3,21 +3,19 @@
 //! `Host` and `Origin` stay as the browser sent them, so that the engine's own checks of foreign pages
 //! hold. Streams arrive piece by piece; a client that disconnects ends the engine's answer, too.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use tiny_http::{Request, Response};
 use ureq::Agent;
 use ureq::http;
 
-use super::reply::{Pieces, Reply, header};
+use super::reply::{Reply, send_head};
+use super::request::HttpRequest;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-const MAX_BODY_BYTES: u64 = 64 << 20;
 /// They concern one connection alone, or are set anew.
-const OF_CONNECTION: [&str; 8] = [
+const OF_CONNECTION: [&str; 7] = [
     "connection",
-    "content-length",
     "expect",
     "keep-alive",
     "te",
@@ -26,74 +24,45 @@ const OF_CONNECTION: [&str; 8] = [
     "upgrade",
 ];
 
-pub fn pass_on(mut request: Request, engine: &str) -> io::Result<()> {
-    let mut body = Vec::new();
-    let mut limited = request.as_reader().take(MAX_BODY_BYTES + 1);
-    limited.read_to_end(&mut body)?;
-    if body.len() as u64 > MAX_BODY_BYTES {
-        let message = format!("a body passed on has at most {MAX_BODY_BYTES} bytes");
-        return Reply::error(413, message).send(request);
-    }
-    let answer = match ask(&request, engine, &body) {
+pub fn pass_on(request: &HttpRequest, engine: &str, to: &mut impl Write) -> io::Result<()> {
+    let mut answer = match ask(request, engine) {
         Ok(answer) => answer,
         Err(error) => {
             let message = format!(
                 "the engine at {engine} cannot be asked ({error}); start one, or name it: --engine \
                  HOST:PORT. The notebook's page is /notebook/"
             );
-            return Reply::error(502, message).send(request);
+            return Reply::error(502, message).send(to);
         }
     };
-    give_back(request, answer)
-}
-
-fn ask(
-    request: &Request,
-    engine: &str,
-    body: &[u8],
-) -> Result<http::Response<ureq::Body>, ureq::Error> {
-    let mut asked = http::Request::builder()
-        .method(request.method().as_str())
-        .uri(format!("http://{engine}{}", request.url()));
-    for one in request.headers() {
-        let name = one.field.as_str().as_str();
-        if !is_of_connection(name) {
-            asked = asked.header(name, one.value.as_str());
-        }
-    }
-    if body.is_empty() {
-        agent().run(asked.body(())?)
-    } else {
-        agent().run(asked.body(body)?)
-    }
-}
-
-fn give_back(request: Request, mut answer: http::Response<ureq::Body>) -> io::Result<()> {
-    let status = answer.status().as_u16();
-    let headers: Vec<(String, Vec<u8>)> = answer
-        .headers()
-        .iter()
-        .filter(|(name, _)| !is_of_connection(name.as_str()))
-        .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
-        .collect();
-    if status < 200 || [204, 304].contains(&status) || request.method().as_str() == "HEAD" {
-        let mut empty = Response::empty(status);
-        for (name, value) in &headers {
-            empty.add_header(header(name, &String::from_utf8_lossy(value))?);
-        }
-        return request.respond(empty);
-    }
-    let shown = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_slice()));
-    let mut pieces = Pieces::start(request, status, shown)?;
+    let headers = answer.headers().iter();
+    let headers = headers.map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let headers = headers.filter(|(name, _)| !is_of_connection(name));
+    send_head(to, answer.status().as_u16(), headers)?;
     let mut reader = answer.body_mut().as_reader();
     let mut some = vec![0; 16 << 10];
     loop {
+        to.flush()?;
         match reader.read(&mut some)? {
-            0 => return pieces.end(),
-            n => pieces.send(&some[..n])?,
+            0 => return Ok(()),
+            n => to.write_all(&some[..n])?,
         }
+    }
+}
+
+fn ask(request: &HttpRequest, engine: &str) -> Result<http::Response<ureq::Body>, ureq::Error> {
+    let mut asked = http::Request::builder()
+        .method(request.method.as_str())
+        .uri(format!("http://{engine}{}", request.target));
+    for (name, value) in &request.headers {
+        if !is_of_connection(name) && !name.eq_ignore_ascii_case("content-length") {
+            asked = asked.header(name, value);
+        }
+    }
+    if request.body.is_empty() {
+        agent().run(asked.body(())?)
+    } else {
+        agent().run(asked.body(request.body.as_slice())?)
     }
 }
 

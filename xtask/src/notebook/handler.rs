@@ -6,22 +6,23 @@
 //! cannot set, and an `Origin` of this page's, if there is one.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tiny_http::{Method, Request};
 
 use super::engine;
 use super::files;
-use super::reply::{Pieces, Reply};
+use super::reply::{Reply, send_head};
+use super::request::HttpRequest;
 use super::runner::{Run, Runner, Started};
 
 const PREFIX: &str = "/notebook";
 const TOKEN: &str = "X-Notebook-Token";
-const MAX_BODY_BYTES: u64 = 4096;
+const MAX_BODY_BYTES: usize = 4096;
 /// A stream without news gets a comment, which shows whether its client is there.
 const STREAM_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -37,18 +38,6 @@ pub struct Notebook {
     pub runner: Runner,
 }
 
-/// What of a request decides the answer.
-#[derive(Default)]
-struct Asked<'a> {
-    method: &'a str,
-    path: &'a str,
-    host: Option<&'a str>,
-    origin: Option<&'a str>,
-    token: Option<&'a str>,
-    last_event_id: Option<&'a str>,
-    body: &'a [u8],
-}
-
 #[derive(Debug, PartialEq)]
 enum Answer {
     Reply(Reply),
@@ -61,57 +50,36 @@ impl Notebook {
     /// # Errors
     ///
     /// If the client has gone.
-    pub fn answer(&self, mut request: Request) -> io::Result<()> {
-        let path = request
-            .url()
-            .split('?')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let mut body = Vec::new();
-        if is_own(&path) {
-            let limited = &mut request.as_reader().take(MAX_BODY_BYTES + 1);
-            limited.read_to_end(&mut body)?;
-        }
-        let header = |name: &'static str| {
-            let found = request.headers().iter().find(|one| one.field.equiv(name));
-            found.map(|one| one.value.as_str())
+    pub fn answer(&self, mut stream: &TcpStream) -> io::Result<()> {
+        let request = match HttpRequest::receive(stream)? {
+            Ok(request) => request,
+            Err((status, message)) => return Reply::error(status, message).send(&mut stream),
         };
-        let answer = self.decide(&Asked {
-            method: match request.method() {
-                Method::Head => "GET",
-                method => method.as_str(),
-            },
-            path: &path,
-            host: header("Host"),
-            origin: header("Origin"),
-            token: header(TOKEN),
-            last_event_id: header("Last-Event-ID"),
-            body: &body,
-        });
-        match answer {
-            Answer::Reply(reply) => reply.send(request),
-            Answer::Events(seen) => self.stream(request, seen),
-            Answer::PassOn => engine::pass_on(request, &self.engine),
+        match self.decide(&request) {
+            Answer::Reply(reply) => reply.send(&mut stream),
+            Answer::Events(seen) => self.stream(stream, seen),
+            Answer::PassOn => engine::pass_on(&request, &self.engine, &mut stream),
         }
     }
 
-    fn decide(&self, asked: &Asked<'_>) -> Answer {
-        if !asked.host.is_some_and(|host| self.is_own_host(host)) {
+    fn decide(&self, asked: &HttpRequest) -> Answer {
+        let path = asked.path();
+        let is_local = |host: &str| self.is_own_host(host);
+        if !asked.header("Host").is_some_and(is_local) {
             let message = format!("Host must be 127.0.0.1:{0} or localhost:{0}", self.port);
             return refused(403, message);
         }
-        if !is_own(asked.path) {
+        if !is_own(path) {
             return Answer::PassOn;
         }
-        let name = asked.path.strip_prefix(PREFIX).unwrap_or_default();
-        match (asked.method, name) {
+        let name = path.strip_prefix(PREFIX).unwrap_or_default();
+        match (asked.method.as_str(), name) {
             ("GET", "/api/experiments") => Answer::Reply(Reply::json(200, &self.overview())),
-            ("GET", "/api/events") => Answer::Events(asked.last_event_id.and_then(seen)),
+            ("GET", "/api/events") => Answer::Events(asked.header("Last-Event-ID").and_then(seen)),
             ("POST", "/api/start" | "/api/stop") => match self.refusal(asked) {
                 Some(message) => refused(403, message),
                 None if name == "/api/stop" => self.stop(),
-                None => self.start(asked.body),
+                None => self.start(&asked.body),
             },
             (_, "/api/start" | "/api/stop") => refused(405, "this is done with POST"),
             ("GET", _) => {
@@ -119,26 +87,26 @@ impl Notebook {
                     Some(path) => files::below(&self.reports, path),
                     None => files::of_page(name.trim_start_matches('/')),
                 };
-                let missing = || Reply::error(404, format!("{} is not there", asked.path));
+                let missing = || Reply::error(404, format!("{path} is not there"));
                 Answer::Reply(file.unwrap_or_else(missing))
             }
-            _ => refused(405, format!("{} is only read", asked.path)),
+            _ => refused(405, format!("{path} is only read")),
         }
     }
 
     /// Why a request may change nothing.
-    fn refusal(&self, asked: &Asked<'_>) -> Option<String> {
+    fn refusal(&self, asked: &HttpRequest) -> Option<String> {
         let is_own = |origin: &str| {
             let host = origin.strip_prefix("http://");
             host.is_some_and(|host| self.is_own_host(host))
         };
-        if asked.origin.is_some_and(|origin| !is_own(origin)) {
+        if asked.header("Origin").is_some_and(|origin| !is_own(origin)) {
             return Some("Origin is another page's".to_owned());
         }
         // Digests are compared, so that timing tells nothing of the token.
         let digest = |text: &str| Sha256::digest(text.as_bytes());
         let is_known = asked
-            .token
+            .header(TOKEN)
             .is_some_and(|sent| digest(sent) == digest(&self.token));
         let message = || format!("{TOKEN} must be the token that was printed at the start");
         (!is_known).then(message)
@@ -150,7 +118,7 @@ impl Notebook {
     }
 
     fn start(&self, body: &[u8]) -> Answer {
-        if body.len() as u64 > MAX_BODY_BYTES {
+        if body.len() > MAX_BODY_BYTES {
             return refused(413, format!("a body has at most {MAX_BODY_BYTES} bytes"));
         }
         let started: Started = match serde_json::from_slice(body) {
@@ -209,7 +177,7 @@ impl Notebook {
             .collect()
     }
 
-    fn stream(&self, request: Request, seen: Option<(u64, usize)>) -> io::Result<()> {
+    fn stream(&self, mut to: &TcpStream, seen: Option<(u64, usize)>) -> io::Result<()> {
         let headers = [
             ("Content-Type", "text/event-stream"),
             ("Cache-Control", "no-store"),
@@ -217,7 +185,7 @@ impl Notebook {
         let headers = headers
             .iter()
             .map(|(name, value)| (*name, value.as_bytes()));
-        let mut pieces = Pieces::start(request, 200, headers)?;
+        send_head(&mut to, 200, headers)?;
         let (mut known, mut next) = (None, 0);
         if let Some((number, n_lines)) = seen {
             known = self.runner.run().filter(|run| run.number == number);
@@ -240,7 +208,7 @@ impl Notebook {
             if text.is_empty() {
                 text += ":\n\n";
             }
-            pieces.send(text.as_bytes())?;
+            to.write_all(text.as_bytes())?;
             next = news.first + news.lines.len();
             known = news.run;
             is_first = false;
@@ -313,100 +281,70 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: Duration = Duration::from_mins(1);
+    const HOST: &str = "127.0.0.1:8888";
+    const START: &[u8] = br#"{"name": "01-a", "quick": true}"#;
+
     fn notebook(reports: PathBuf) -> Notebook {
         Notebook {
             port: 8888,
             token: "secret".to_owned(),
             experiments: vec![("01-a".to_owned(), "First".to_owned())],
             reports,
-            engine: "127.0.0.1:1".to_owned(),
+            engine: String::new(),
             runner: Runner::new(|_| {
-                let mut command = Command::new("sh");
-                command.args(["-c", "echo begun; sleep 600"]);
+                let mut command = Command::new("sleep");
+                command.arg("600");
                 vec![command]
             }),
         }
     }
 
     /// A request of the page itself.
-    fn own<'a>(method: &'a str, path: &'a str, body: &'a [u8]) -> Asked<'a> {
-        Asked {
-            method,
-            path,
-            host: Some("127.0.0.1:8888"),
-            origin: (method == "POST").then_some("http://127.0.0.1:8888"),
-            token: (method == "POST").then_some("secret"),
-            last_event_id: None,
-            body,
+    fn own(method: &str, path: &str, body: &[u8]) -> HttpRequest {
+        with(method, path, body, &[("Host", HOST), (TOKEN, "secret")])
+    }
+
+    fn with(method: &str, path: &str, body: &[u8], headers: &[(&str, &str)]) -> HttpRequest {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        HttpRequest {
+            method: method.to_owned(),
+            target: path.to_owned(),
+            headers: headers.iter().map(owned).collect(),
+            body: body.to_vec(),
         }
     }
 
-    fn replied(notebook: &Notebook, asked: &Asked<'_>) -> (u16, String) {
+    fn replied(notebook: &Notebook, asked: &HttpRequest) -> (u16, String) {
         match notebook.decide(asked) {
-            Answer::Reply(reply) => {
-                let body = String::from_utf8(reply.body).expect("a text");
-                (reply.status, body)
-            }
+            Answer::Reply(reply) => (reply.status, String::from_utf8(reply.body).expect("a text")),
             other => panic!("{other:?}"),
         }
     }
 
-    const START: &[u8] = br#"{"name": "01-a", "quick": true}"#;
-
     #[test]
     fn what_changes_something_needs_the_token_and_this_origin() {
         let notebook = notebook(PathBuf::new());
-        let asked = || own("POST", "/notebook/api/start", START);
-        let others = [
-            Asked {
-                token: None,
-                ..asked()
-            },
-            Asked {
-                token: Some("secre"),
-                ..asked()
-            },
-            Asked {
-                origin: Some("http://example.org"),
-                ..asked()
-            },
-            Asked {
-                origin: Some("http://127.0.0.1:9999"),
-                ..asked()
-            },
-            Asked {
-                origin: Some("null"),
-                ..asked()
-            },
-            Asked {
-                host: Some("example.org:8888"),
-                ..asked()
-            },
-            Asked {
-                host: Some("127.0.0.1:80"),
-                ..asked()
-            },
-            Asked {
-                host: None,
-                ..asked()
-            },
-        ];
-        for asked in others {
-            assert_eq!(replied(&notebook, &asked).0, 403);
+        let status = |headers: &[(&str, &str)]| {
+            let asked = with("POST", "/notebook/api/start", START, headers);
+            replied(&notebook, &asked).0
+        };
+        let (host, token) = (("Host", HOST), (TOKEN, "secret"));
+        assert_eq!(status(&[host]), 403);
+        assert_eq!(status(&[host, (TOKEN, "secre")]), 403);
+        for wrong in ["http://example.org", "http://127.0.0.1:9999", "null"] {
+            assert_eq!(status(&[host, token, ("Origin", wrong)]), 403);
+        }
+        assert_eq!(status(&[token]), 403);
+        for wrong in ["example.org:8888", "127.0.0.1:80"] {
+            assert_eq!(status(&[("Host", wrong), token]), 403);
+            let read = with("GET", "/", b"", &[("Host", wrong)]);
+            assert_eq!(replied(&notebook, &read).0, 403);
         }
         assert_eq!(notebook.runner.run(), None);
-        let foreign = Asked {
-            host: Some("rebound.example"),
-            ..own("GET", "/", b"")
-        };
-        assert_eq!(replied(&notebook, &foreign).0, 403);
-        let local = Asked {
-            host: Some("localhost:8888"),
-            origin: None,
-            ..asked()
-        };
-        assert_eq!(replied(&notebook, &local).0, 202);
-        notebook.runner.end(Duration::from_mins(1));
+        let local = ("Origin", "http://localhost:8888");
+        assert_eq!(status(&[("Host", "localhost:8888"), token, local]), 202);
+        notebook.runner.end(LIMIT);
     }
 
     #[test]
@@ -417,25 +355,15 @@ mod tests {
         assert_eq!(post(stop, b"").0, 409);
         let (status, message) = post(start, br#"{"name": "07-z"}"#);
         assert!(status == 404 && message.contains("01-a"), "{message}");
-        for body in [
-            b"{".as_slice(),
-            b"{}",
-            br#"{"name": "01-a", "model": "x"}"#,
-            br#"{"name": 1}"#,
-        ] {
-            assert_eq!(post(start, body).0, 400);
+        for body in ["{", "{}", r#"{"name": "01-a", "model": "x"}"#] {
+            assert_eq!(post(start, body.as_bytes()).0, 400);
         }
         assert_eq!(post(start, &[b' '; 5000]).0, 413);
-        let (status, run) = post(start, START);
-        assert_eq!(status, 202, "{run}");
-        assert!(
-            run.contains(r#""name":"01-a","quick":true,"phase":"running""#),
-            "{run}"
-        );
+        assert_eq!(post(start, START).0, 202);
         assert_eq!(post(start, START).0, 409);
         assert_eq!(replied(&notebook, &own("GET", start, b"")).0, 405);
         assert_eq!(post(stop, b"").0, 202);
-        notebook.runner.end(Duration::from_mins(1));
+        notebook.runner.end(LIMIT);
         assert_eq!(post(stop, b"").0, 409);
     }
 
@@ -443,30 +371,16 @@ mod tests {
     fn paths_lead_to_the_page_the_reports_or_the_engine() {
         let dir = tempfile::tempdir().expect("a folder");
         fs::write(dir.path().join("index.ko.html"), "report").expect("written");
-        let judged = r#"{"experiments": [{"experiment": "01-a", "group": "card", "against": "00",
-            "n_starts": 8, "verdicts": [{"metric": "ttft", "verdict": "faster", "improvement_percent": 7.38}]}]}"#;
-        fs::write(dir.path().join("verdicts.json"), judged).expect("written");
         let notebook = notebook(dir.path().to_owned());
-        let get = |path| replied(&notebook, &own("GET", path, b""));
+        let get = |path: &str| replied(&notebook, &own("GET", path, b""));
         assert!(get("/notebook/").1.contains("notebook.js"));
-        assert_eq!(
-            get("/notebook/reports/index.ko.html"),
-            (200, "report".to_owned())
-        );
-        for path in [
-            "/notebook/reports/../x.html",
-            "/notebook/reports//etc/a.md",
-            "/notebook/x",
-            "/notebook/api/x",
-        ] {
-            assert_eq!(get(path).0, 404, "{path}");
+        let report = get("/notebook/reports/index.ko.html");
+        assert_eq!(report, (200, "report".to_owned()));
+        for path in ["reports/../x.html", "reports//etc/a.md", "x", "api/x"] {
+            assert_eq!(get(&format!("/notebook/{path}")).0, 404, "{path}");
         }
-        let overview = get("/notebook/api/experiments").1;
-        assert!(
-            overview.contains("card: ttft faster +7.4 % (against 00, 8 starts)"),
-            "{overview}"
-        );
-        assert_eq!(replied(&notebook, &own("DELETE", "/notebook/", b"")).0, 405);
+        let deleted = own("DELETE", "/notebook/", b"");
+        assert_eq!(replied(&notebook, &deleted).0, 405);
         for path in ["/", "/v1/models", "/notebooks"] {
             assert_eq!(notebook.decide(&own("GET", path, b"")), Answer::PassOn);
         }
@@ -474,20 +388,8 @@ mod tests {
 
     #[test]
     fn a_stream_goes_on_after_the_last_event() {
-        let notebook = notebook(PathBuf::new());
-        let asked = |id| Asked {
-            last_event_id: Some(id),
-            ..own("GET", "/notebook/api/events", b"")
-        };
-        assert_eq!(
-            notebook.decide(&asked("3-17")),
-            Answer::Events(Some((3, 17)))
-        );
-        assert_eq!(notebook.decide(&asked("3")), Answer::Events(None));
-        let lines = ["a\nb".to_owned()];
-        assert_eq!(
-            events(None, 4, &lines),
-            "id: 0-5\nevent: line\ndata: \"a\\nb\"\n\n"
-        );
+        assert_eq!((seen("3-17"), seen("3")), (Some((3, 17)), None));
+        let event = "id: 0-5\nevent: line\ndata: \"a\\nb\"\n\n";
+        assert_eq!(events(None, 4, &["a\nb".to_owned()]), event);
     }
 }

@@ -10,11 +10,12 @@ mod engine;
 mod files;
 mod handler;
 mod reply;
+mod request;
 pub mod runner;
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -107,9 +108,9 @@ impl Serving {
     ///
     /// If the port is taken, or the experiments cannot be read.
     pub fn start(root: &Path, port: u16, engine: &str, runner: Runner) -> Result<Self> {
-        let server = tiny_http::Server::http((Ipv4Addr::LOCALHOST, port))
-            .map_err(|error| anyhow!("127.0.0.1:{port}: {error}"))?;
-        let address = server.server_addr().to_ip().context("no IP address")?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+            .with_context(|| format!("127.0.0.1:{port}"))?;
+        let address = listener.local_addr()?;
         let notebook = Arc::new(Notebook {
             port: address.port(),
             token: token()?,
@@ -119,7 +120,7 @@ impl Serving {
             runner,
         });
         let shared = Arc::clone(&notebook);
-        thread::spawn(move || accept(&server, &shared));
+        thread::spawn(move || accept(&listener, &shared));
         Ok(Self { address, notebook })
     }
 
@@ -130,18 +131,18 @@ impl Serving {
     }
 }
 
-fn accept(server: &tiny_http::Server, notebook: &Arc<Notebook>) {
+/// A thread for each connection; over the limit one is closed at once.
+fn accept(listener: &TcpListener, notebook: &Arc<Notebook>) {
     let n_open = Arc::new(AtomicUsize::new(0));
-    for request in server.incoming_requests() {
-        if n_open.fetch_add(1, Ordering::AcqRel) >= MAX_REQUESTS {
-            n_open.fetch_sub(1, Ordering::AcqRel);
-            reply::refuse(request, 503, "too many requests at once");
+    for stream in listener.incoming().filter_map(Result::ok) {
+        if n_open.load(Ordering::Acquire) >= MAX_REQUESTS {
             continue;
         }
+        n_open.fetch_add(1, Ordering::AcqRel);
         let (notebook, n_open) = (Arc::clone(notebook), Arc::clone(&n_open));
         thread::spawn(move || {
             // The client may have gone.
-            let _ = notebook.answer(request);
+            let _ = notebook.answer(&stream);
             n_open.fetch_sub(1, Ordering::AcqRel);
         });
     }

@@ -1,9 +1,9 @@
-//! Answers that are written at once, and streams that are written piece by piece.
+//! Answers that are written at once, and heads of those that are written piece by piece. The end of the
+//! connection is their end.
 
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use tiny_http::{Header, Request, Response};
 
 /// What every answer of the notebook has; the engine's own answers have their own.
 const HEADERS: [(&str, &str); 3] = [
@@ -45,61 +45,33 @@ impl Reply {
         Self::json(status, &json!({"error": message.into()}))
     }
 
-    pub fn send(self, request: Request) -> io::Result<()> {
-        let mut response = Response::from_data(self.body).with_status_code(self.status);
+    pub fn send(&self, to: &mut impl Write) -> io::Result<()> {
+        let length = self.body.len().to_string();
         let own = [
             ("Content-Type", self.kind),
             ("Content-Security-Policy", self.policy),
+            ("Content-Length", &length),
         ];
-        for (name, value) in own.into_iter().chain(HEADERS) {
-            response.add_header(header(name, value)?);
-        }
-        request.respond(response)
+        let headers = own.into_iter().chain(HEADERS);
+        send_head(
+            to,
+            self.status,
+            headers.map(|(name, value)| (name, value.as_bytes())),
+        )?;
+        to.write_all(&self.body)?;
+        to.flush()
     }
 }
 
-pub fn refuse(request: Request, status: u16, message: &str) {
-    // The client may have gone.
-    let _ = Reply::error(status, message).send(request);
-}
-
-pub fn header(name: &str, value: &str) -> io::Result<Header> {
-    Header::from_bytes(name, value)
-        .map_err(|()| io::Error::other(format!("{name} cannot be a header")))
-}
-
-/// A body of unknown length: every piece is sent as soon as it is written.
-pub struct Pieces(Box<dyn Write + Send>);
-
-impl Pieces {
-    pub fn start<'a>(
-        request: Request,
-        status: u16,
-        headers: impl Iterator<Item = (&'a str, &'a [u8])>,
-    ) -> io::Result<Self> {
-        let mut writer = request.into_writer();
-        let mut head = format!("HTTP/1.1 {status} \r\nTransfer-Encoding: chunked\r\n").into_bytes();
-        for (name, value) in headers {
-            head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
-        }
-        head.extend(b"\r\n");
-        writer.write_all(&head)?;
-        writer.flush()?;
-        Ok(Self(writer))
+pub fn send_head<'a>(
+    to: &mut impl Write,
+    status: u16,
+    headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> io::Result<()> {
+    let mut head = format!("HTTP/1.1 {status} \r\nConnection: close\r\n").into_bytes();
+    for (name, value) in headers {
+        head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
     }
-
-    pub fn send(&mut self, piece: &[u8]) -> io::Result<()> {
-        if piece.is_empty() {
-            return Ok(());
-        }
-        write!(self.0, "{:x}\r\n", piece.len())?;
-        self.0.write_all(piece)?;
-        self.0.write_all(b"\r\n")?;
-        self.0.flush()
-    }
-
-    pub fn end(mut self) -> io::Result<()> {
-        self.0.write_all(b"0\r\n\r\n")?;
-        self.0.flush()
-    }
+    head.extend(b"\r\n");
+    to.write_all(&head)
 }

@@ -325,15 +325,6 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failure_nothing_follows() {
-        let runner = shell(&["exit 3", "echo two"]);
-        runner.start(some()).expect("started");
-        let (lines, phase) = followed(&runner);
-        assert_eq!(phase, Phase::Failed);
-        assert_eq!(lines, ["it ended with exit status: 3"]);
-    }
-
-    #[test]
     fn one_runs_at_a_time_and_is_stopped_with_its_children() {
         let runner = shell(&[
             "trap 'echo told; exit 130' INT; echo ready; sleep 600 & wait",
@@ -360,26 +351,18 @@ mod tests {
     }
 
     #[test]
-    fn old_lines_are_dropped_and_counted() {
-        let runner = shell(&["seq 2005"]);
+    fn after_a_failure_nothing_follows_and_old_lines_are_dropped() {
+        let runner = shell(&["seq 2005; exit 3", "echo two"]);
         runner.start(some()).expect("started");
-        runner.end_of_run();
-        let news = runner.news(None, 0, Duration::ZERO);
-        assert_eq!((news.first, news.lines.len()), (5, MAX_LINES));
-        assert_eq!(news.lines[0], "6");
-        let run = runner.run();
-        assert_eq!(
-            runner.news(run.as_ref(), 2004, Duration::ZERO).lines,
-            ["2005"]
-        );
-    }
-
-    impl Runner {
-        fn end_of_run(&self) {
-            let mut run = self.run();
-            while !run.as_ref().expect("a run").phase.has_ended() {
-                run = self.news(run.as_ref(), usize::MAX, LIMIT).run;
-            }
+        let mut run = runner.run();
+        while run.as_ref().is_some_and(|run| !run.phase.has_ended()) {
+            run = runner.news(run.as_ref(), usize::MAX, LIMIT).run;
         }
+        assert_eq!(run.as_ref().map(|run| run.phase), Some(Phase::Failed));
+        let news = runner.news(None, 0, Duration::ZERO);
+        assert_eq!((news.first, news.lines.len()), (6, MAX_LINES));
+        assert_eq!(news.lines[0], "7");
+        let last = runner.news(run.as_ref(), 2005, Duration::ZERO).lines;
+        assert_eq!(last, ["it ended with exit status: 3"]);
     }
 }
