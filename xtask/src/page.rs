@@ -19,7 +19,7 @@ use crate::notebook::runner::Runner;
 use crate::notebook::{REPORTS, Serving};
 use crate::served::Served;
 
-const SCRIPT: &str = "check.mjs";
+pub const SCRIPT: &str = "check.mjs";
 const API_KEY: &str = "page-key";
 const ADMIN_KEY: &str = "admin-key";
 const NOTEBOOK_SCRIPT: &str = "notebook.mjs";
@@ -64,7 +64,7 @@ pub fn check(engine: &Path) -> Result<()> {
     let script = folder.join(NOTEBOOK_SCRIPT);
     fs::copy(root.join("xtask/notebook/check.mjs"), script).context(NOTEBOOK_SCRIPT)?;
     let mut flags = vec!["--device", "cpu", "--model-path", "synthetic:tiny-qwen3"];
-    flags.extend(["--reasoning-parser", "qwen3"]);
+    flags.extend(["--reasoning-parser", "qwen3", "--max-running-requests", "1"]);
     flags.extend(["--api-key", API_KEY, "--admin-api-key", ADMIN_KEY]);
     let served = Served::start(engine, &flags, &folder.join("engine.log"))?;
     let url = format!("http://{}", served.address);
@@ -118,8 +118,12 @@ fn check_notebook(engine: &Path, folder: &Path, browser: &str) -> Result<()> {
     outcome.and_then(|()| served.stop())
 }
 
-/// The script, and its driver in the version that `package.json` pins.
-fn install(sources: &Path, folder: &Path) -> Result<()> {
+/// A script, and its packages in the versions that `package.json` pins.
+///
+/// # Errors
+///
+/// If a file cannot be written, or npm cannot install a package.
+pub fn install(sources: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     for name in [SCRIPT, "package.json"] {
         fs::copy(sources.join(name), folder.join(name)).context(name)?;
@@ -129,6 +133,6 @@ fn install(sources: &Path, folder: &Path) -> Result<()> {
     cmd("npm", install)
         .dir(folder)
         .run()
-        .context("npm could not install the browser's driver (Debian: npm)")?;
+        .context("npm could not install a package (Debian: npm)")?;
     Ok(())
 }

@@ -51,7 +51,8 @@ use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
 use self::weights::DeviceWeights;
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, MemoryParts,
+    SuspendedExecutor,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
@@ -204,7 +205,7 @@ impl CudaExecutor {
             });
         }
         let setup = DeviceSetup::open(options)?;
-        let n_pages = setup.pool_pages(
+        let pool = setup.pool_pages(
             config,
             options,
             DeviceWeights::bytes_of(checkpoint, options.element)?,
@@ -216,14 +217,14 @@ impl CudaExecutor {
             setup.large_m,
             setup.int8_room(config, options),
         )?;
-        Self::with_weights(config.clone(), weights, n_pages, setup, options.clone())
+        Self::with_weights(config.clone(), weights, pool, setup, options.clone())
     }
 
     /// The executor for weights that are already on the GPU.
     fn with_weights(
         config: ModelConfig,
         weights: DeviceWeights,
-        n_pages: usize,
+        (n_pages, memory): (usize, MemoryParts),
         setup: DeviceSetup,
         options: CudaOptions,
     ) -> Result<Self, CudaLoadError> {
@@ -305,6 +306,7 @@ impl CudaExecutor {
             tuned.as_ref(),
             kv_pool_tokens,
         );
+        info.memory = memory;
         info.host_tier = host_tier.as_ref().map(HostTier::info);
         Ok(Self {
             info,
