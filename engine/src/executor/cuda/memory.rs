@@ -122,6 +122,14 @@ mod tests {
         // GiB of weights.
         assert_eq!(with_graphs, Ok(3054));
         assert_eq!(without_graphs, Ok(3054 + 3 * 6));
+        // They are what an operator is shown.
+        let parts = all.parts();
+        assert_eq!((parts.total, parts.others), (Some(31 * GIB), Some(GIB / 2)));
+        assert_eq!(parts.workspace, Some(GIB / 4));
+        assert_eq!(
+            (parts.graphs, parts.reserve),
+            (Some(72 << 20), Some(256 << 20))
+        );
     }
 
     #[test]
