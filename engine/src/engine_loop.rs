@@ -418,6 +418,10 @@ impl EngineLoop {
                 // The client may be gone; the cache is flushed all the same.
                 let _ = done.send(self.flush());
             }
+            EngineCommand::Describe { limit, done } => {
+                // The client may be gone.
+                let _ = done.send(self.scheduler.requests(self.started.elapsed(), limit));
+            }
             EngineCommand::Sleep(request) => self.suspend_request = Some(request),
             EngineCommand::Wake { done } => self.wake(done),
             EngineCommand::Shutdown { deadline } => {

@@ -33,7 +33,8 @@ fn smollm2_file() -> PathBuf {
 }
 
 fn qwen3_vectors() -> Value {
-    serde_json::from_str(include_str!("data/qwen3_vectors.json")).expect("valid JSON")
+    let packed: &[u8] = include_bytes!("data/qwen3_vectors.json.gz");
+    serde_json::from_reader(GzDecoder::new(packed)).expect("valid JSON")
 }
 
 fn ids(value: &Value) -> Vec<u32> {

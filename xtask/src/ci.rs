@@ -16,7 +16,7 @@ use duct::cmd;
 use crate::test::{TestCounts, run_and_count};
 use crate::{
     cargo, clients, crates_apart, deny, docs, feature_union, kernels, kubernetes, layers, machete,
-    page, readme, source_index, tracked_size, words,
+    page, readme, source_index, tracked_size, words, workflows,
 };
 
 /// A model that needs no download.
@@ -38,6 +38,7 @@ pub fn run() -> Result<ExitCode> {
     })?;
     step("words", || words::check(&root))?;
     step("manifests", || kubernetes::check(&root))?;
+    step("workflows", || workflows::check(&root))?;
     step("layers", || layers::check(&root))?;
     step("dependencies", || {
         deny::check(&root)?;

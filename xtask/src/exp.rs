@@ -1,6 +1,7 @@
 //! `exp <name>… [--quick] [--model …] [--replicates N] [--engine ours,vllm] [-- engine flags]`
 
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -106,16 +107,25 @@ fn to_arguments(args: &ExpArgs) -> Vec<String> {
     arguments
 }
 
-/// Checks names before building. `experiments` checks everything else.
-fn refuse_unknown(names: &[String]) -> Result<()> {
-    let dir = cargo::root()?.join("experiments");
-    let mut known: Vec<String> = fs::read_dir(&dir)
+/// The numbered experiments of `dir`, in their order.
+///
+/// # Errors
+///
+/// If the folder cannot be read.
+pub fn known(dir: &Path) -> Result<Vec<String>> {
+    let mut known: Vec<String> = fs::read_dir(dir)
         .with_context(|| dir.display().to_string())?
         .filter_map(Result::ok)
         .filter(|entry| entry.path().join("experiment.toml").is_file())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     known.sort();
+    Ok(known)
+}
+
+/// Checks names before building. `experiments` checks everything else.
+fn refuse_unknown(names: &[String]) -> Result<()> {
+    let known = known(&cargo::root()?.join("experiments"))?;
     for name in names {
         let fits = |full: &String| {
             full == name

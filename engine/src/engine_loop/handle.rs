@@ -14,7 +14,7 @@ use super::sleep::{SleepError, SuspendRequest};
 use crate::executor::{ExecutorInfo, StopFlag};
 use crate::metrics::Metrics;
 use crate::request::{Failure, Observer, Request, RequestId, TokenEvent};
-use crate::scheduler::AddError;
+use crate::scheduler::{AddError, RequestView};
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SubmitError {
@@ -53,6 +53,11 @@ pub(super) enum EngineCommand {
     /// Drops the cached KV.
     Flush {
         done: oneshot::Sender<Result<(), FlushError>>,
+    },
+    /// Describes the requests, at most this many.
+    Describe {
+        limit: usize,
+        done: oneshot::Sender<Vec<RequestView>>,
     },
     Sleep(SuspendRequest),
     Wake {
@@ -223,6 +228,19 @@ impl EngineHandle {
             return Err(FlushError::Stopped);
         }
         outcome.await.unwrap_or(Err(FlushError::Stopped))
+    }
+
+    /// The requests one by one, between two steps; `None` if the engine has stopped.
+    pub async fn requests(&self, limit: usize) -> Option<Vec<RequestView>> {
+        let (done, views) = oneshot::channel();
+        let command = EngineCommand::Describe { limit, done };
+        self.commands.send(command).ok()?;
+        views.await.ok()
+    }
+
+    /// Whether both are handles of one engine.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Refuses new requests, lets running ones finish for at most `drain`, then aborts the step in

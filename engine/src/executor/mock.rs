@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, StepError, StopFlag,
-    SuspendedExecutor,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, MemoryParts, StepError,
+    StopFlag, SuspendedExecutor,
 };
 use crate::guide::TokenMask;
 use crate::kv::{PAGE_TOKENS, PageCopy};
@@ -105,6 +105,7 @@ impl MockExecutor {
                 page_bytes: (PAGE_TOKENS * size_of::<Slot>()) as u64,
                 n_copies: 2,
             }),
+            memory: MemoryParts::default(),
         };
         Self {
             slots: vec![None; n_slots],

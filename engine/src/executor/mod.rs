@@ -37,6 +37,23 @@ pub struct ExecutorInfo {
     pub weight_bytes: u64,
     /// The host tier for evicted KV pages, if there is one.
     pub host_tier: Option<HostTierInfo>,
+    /// The rest of the device's memory.
+    pub memory: MemoryParts,
+}
+
+/// What the executor set aside of its device's memory beside weights and KV pool, in bytes; a part that
+/// is not known is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryParts {
+    /// Of the device, or its limit.
+    pub total: Option<u64>,
+    /// In use by others at the start.
+    pub others: Option<u64>,
+    pub workspace: Option<u64>,
+    /// At most this much.
+    pub graphs: Option<u64>,
+    /// What the driver may still allocate.
+    pub reserve: Option<u64>,
 }
 
 /// Counters of an executor since its start.

@@ -43,6 +43,7 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 mod waiting;
+mod waits;
 
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ pub use self::policy::{PolicyName, UnknownPolicy};
 use self::row_memory::RowPool;
 use self::sequence::{Scores, Sequence};
 use self::waiting::{QueueKey, WaitingQueue};
+use self::waits::Admissions;
+pub use self::waits::{RequestView, WaitReason};
 use crate::guide::Guide;
 use crate::kv::prefix::extend_chain;
 use crate::kv::{
@@ -213,6 +216,7 @@ pub struct Scheduler {
     queue_waits: Vec<(RequestId, Duration)>,
     preempted: Vec<RequestId>,
     n_deferred: usize,
+    admissions: Admissions,
     row_memory: RowPool,
     speculation: Option<Speculation>,
 }
@@ -240,6 +244,7 @@ impl Scheduler {
             queue_waits: Vec::new(),
             preempted: Vec::new(),
             n_deferred: 0,
+            admissions: Admissions::default(),
             row_memory: RowPool::default(),
             speculation: config.speculation.map(Speculation::new),
             config,
@@ -318,6 +323,7 @@ impl Scheduler {
             is_broken: false,
             scores: Scores::default(),
             was_admitted: false,
+            entered_at: self.admissions.n,
         });
         self.n_arrived += 1;
         self.place.insert(id, RequestState::Waiting(key));
@@ -443,6 +449,7 @@ impl Scheduler {
         };
         self.release(&mut sequence);
         sequence.n_computed = 0;
+        sequence.entered_at = self.admissions.n;
         sequence.scores.made.clear();
         if let Some(drafts) = &mut sequence.drafts {
             drafts.clear();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sequence::Sequence;
 use super::waiting::Cursor;
-use super::{RequestState, Scheduler};
+use super::{RequestState, Scheduler, WaitReason};
 use crate::executor::cuda::MAX_ROWS;
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
 use crate::step::{PlanRow, StepPlan};
@@ -189,18 +189,31 @@ impl Scheduler {
                 .map(|c| c.saturating_sub(n_riders).max(1)),
             is_untouched: true,
         };
+        let out_of_budget = WaitReason::TokenBudget {
+            limit: self.config.max_prefill_tokens,
+        };
+        self.admissions.begin();
         let mut rows = self.row_memory.list();
         let computes_prompt =
             |s: &&Sequence| !s.is_decoding() && !s.is_restoring() && !s.is_held_back;
         for sequence in self.running.iter().filter(computes_prompt) {
             match budget.take(sequence.chunk_of(sequence.n_uncomputed())) {
-                0 => return rows,
+                0 => {
+                    self.admissions.leave_out(sequence.request.id);
+                    self.admissions.stop_before(out_of_budget);
+                    return rows;
+                }
                 n_tokens => self.row_memory.push(&mut rows, sequence, n_tokens),
             }
         }
         let max_running = self.config.max_running_requests.max(1);
+        let batch_full = WaitReason::BatchFull { limit: max_running };
         self.n_deferred = 0;
-        if self.waiting.is_empty() || self.running.len() >= max_running {
+        if self.running.len() >= max_running {
+            self.admissions.stop_before(batch_full);
+            return rows;
+        }
+        if self.waiting.is_empty() {
             return rows;
         }
         self.waiting.refresh(self.allocator.prefixes());
@@ -213,13 +226,21 @@ impl Scheduler {
             if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_device)
             {
                 cursor.pass(key);
+                self.admissions.pass(key);
                 continue;
             }
             // One spare page for each running row, so that a new request is not preempted by the
             // next few decode steps; an idle pool keeps no spare pages.
             let n_new = pages_for(next.tokens.len()) - cached.n_device;
             let n_taken = n_new + cached.n_unlocked + self.running.len();
-            if n_taken > self.allocator.n_pages_available() {
+            let n_available = self.allocator.n_pages_available();
+            if n_taken > n_available {
+                let n_needed = n_taken;
+                let reason = WaitReason::Pages {
+                    n_needed,
+                    n_available,
+                };
+                self.admissions.stop_at(key, reason);
                 break;
             }
             let is_restored = self.takes_from_host(cached.n_host);
@@ -229,6 +250,7 @@ impl Scheduler {
                 let n_left = next.tokens.len() - cached.n_device * PAGE_TOKENS;
                 let n_tokens = budget.take(next.chunk_of(n_left));
                 if n_tokens == 0 {
+                    self.admissions.stop_at(key, out_of_budget);
                     break;
                 }
                 n_tokens
@@ -242,6 +264,9 @@ impl Scheduler {
                 self.row_memory.push(&mut rows, &sequence, n_tokens);
             }
             self.enter_running(sequence, now);
+        }
+        if self.running.len() >= max_running {
+            self.admissions.stop_before(batch_full);
         }
         self.n_deferred = cursor.n_passed();
         rows

@@ -48,6 +48,8 @@ pub(super) struct Sequence {
     pub drafts: Option<SequenceDrafts>,
     /// True from the first admission on, so that the queue wait is reported only once.
     pub was_admitted: bool,
+    /// The number of the admissions before it entered the queue.
+    pub entered_at: u64,
 }
 
 /// Log-probabilities of a prompt's tokens, if requested.

@@ -178,6 +178,16 @@ impl WaitingQueue {
         Some((*key, sequence))
     }
 
+    /// All, as the last [`Self::refresh`] ordered them; those that came later are last.
+    pub fn in_order(&self) -> impl Iterator<Item = (QueueKey, &Sequence)> {
+        let found = |key: &QueueKey| Some((*key, self.sequences.get(key)?.as_ref()));
+        let rest = self
+            .sequences
+            .keys()
+            .filter(|key| !self.window.contains(key));
+        self.window.iter().rev().chain(rest).filter_map(found)
+    }
+
     /// Removes the request at `key`, returned by [`Self::next`].
     pub fn take(&mut self, cursor: &Cursor, key: QueueKey) -> Option<Sequence> {
         if self.policy.orders_window() {

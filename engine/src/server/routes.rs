@@ -8,8 +8,8 @@ use axum::routing::{MethodFilter, MethodRouter, get, on};
 use serde_json::{Value, json};
 
 use super::endpoints::{
-    admin, anthropic, chat, completions, flush, generate, loads, native, responses, status,
-    streams, tokenize, web_ui,
+    admin, anthropic, chat, completions, flush, generate, loads, native, requests, responses,
+    status, streams, tokenize, web_ui,
 };
 use super::state::AppState;
 use super::{embeddings, openapi, running};
@@ -58,7 +58,9 @@ impl Operation {
                 (streams::LAST_EVENT_ID, number()),
             ],
             (_, event) if !event.is_empty() => vec![("X-Conversation-Id", running::id_schema())],
-            ("/tokenizer_info", _) => vec![("model", json!({"type": "string"}))],
+            ("/tokenizer_info" | "/admin/requests", _) => {
+                vec![("model", json!({"type": "string"}))]
+            }
             ("/v1/loads", _) => vec![
                 ("include", loads::include_schema()),
                 ("dp_rank", number()),
@@ -140,6 +142,7 @@ operations! {
     POST ROOT "/flush_cache" flush::flush_cache: "" => "text", ""
     POST ROOT "/reset_prefix_cache" flush::reset_prefix_cache: "" => "Success", ""
     POST ROOT "/abort_request" running::abort_request: "AbortRequest" => "Aborted", ""
+    GET ROOT "/admin/requests" requests::list: "" => "ListedRequests", ""
     GET ROOT "/admin/models" admin::list: "" => "ManagedModels", ""
     POST ROOT "/admin/models/load" admin::load: "ModelLoad" => "ManagedModel", ""
     POST ROOT "/admin/models/unload" admin::unload: "ModelChangeInTime" => "ManagedModel", ""

@@ -67,6 +67,16 @@ impl Running {
         chosen.len()
     }
 
+    /// The ids of an engine's requests.
+    pub(crate) fn names(&self, engine: &EngineHandle) -> HashMap<RequestId, String> {
+        let running = self.lock();
+        let all = running.iter().flat_map(|(id, requests)| {
+            let own = requests.iter().filter(|(of, _)| of.is_same(engine));
+            own.map(move |(_, request)| (*request, id.clone()))
+        });
+        all.collect()
+    }
+
     /// No method panics between two related changes.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<(EngineHandle, RequestId)>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

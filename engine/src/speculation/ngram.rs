@@ -211,8 +211,9 @@ mod tests {
 
     #[test]
     fn every_step_of_the_recorded_runs_has_the_same_drafts() {
-        let recorded = include_str!("../../tests/data/ngram_steps.json");
-        let recorded: Recorded = serde_json::from_str(recorded).unwrap();
+        let packed: &[u8] = include_bytes!("../../tests/data/ngram_steps.json.gz");
+        let recorded: Recorded =
+            serde_json::from_reader(flate2::read::GzDecoder::new(packed)).unwrap();
         let mut n_drafts = 0;
         for RecordedPrompt {
             prompt,

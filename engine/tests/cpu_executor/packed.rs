@@ -10,11 +10,11 @@ use engine::weights::fixture::packed::{
 use engine::weights::safetensors::SafetensorsCheckpoint;
 use kernels::Isa;
 
-use super::recorded::{Record, alone, check_written};
+use super::recorded::{Record, alone, check_written, recorded};
 use super::{executor, options};
 
 fn record() -> Record {
-    serde_json::from_str(include_str!("../data/packed_checkpoints.json")).expect("a record")
+    recorded(include_bytes!("../data/packed_checkpoints.json.gz"))
 }
 
 fn case_named(name: &str) -> (Family, PackedFormat) {

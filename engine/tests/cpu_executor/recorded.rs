@@ -7,6 +7,7 @@ use engine::kv::PageIdx;
 use engine::step::PlanRow;
 use engine::weights::Checkpoint;
 use engine::weights::safetensors::SafetensorsCheckpoint;
+use flate2::read::GzDecoder;
 use kernels::Isa;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -18,6 +19,11 @@ const TOLERANCE: f64 = 2e-3;
 /// Mean difference of log-probabilities with activations in 8 bits: three times what was seen. Zero
 /// points that are off by one in a single matrix move it by 0.45 and more.
 const INT8_TOLERANCE: f64 = 0.06;
+
+/// A recorded file of tests/data.
+pub(super) fn recorded(packed: &[u8]) -> Record {
+    serde_json::from_reader(GzDecoder::new(packed)).expect("a record")
+}
 
 #[derive(Deserialize)]
 pub(super) struct Record {

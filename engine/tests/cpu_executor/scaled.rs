@@ -9,11 +9,11 @@ use engine::weights::safetensors::SafetensorsCheckpoint;
 use engine::weights::{Checkpoint, MatrixId};
 use kernels::Isa;
 
-use super::recorded::{Record, check_written};
+use super::recorded::{Record, check_written, recorded};
 use super::{executor, options};
 
 fn record() -> Record {
-    serde_json::from_str(include_str!("../data/scaled_checkpoints.json")).expect("a record")
+    recorded(include_bytes!("../data/scaled_checkpoints.json.gz"))
 }
 
 fn case_named(name: &str) -> (Family, ScaledFormat) {

@@ -1,4 +1,4 @@
-"""Writes packed_checkpoints.json: what tiny checkpoints of every 4-bit format answer, in float64.
+"""Writes packed_checkpoints.json.gz: what tiny checkpoints of every 4-bit format answer, in float64.
 
     pip install numpy==2.4.6 && python make_packed_checkpoints.py
 
@@ -7,6 +7,7 @@ The tensors are drawn from SplitMix64, so the tests write the same files without
 the forward pass is written out, so nothing of the engine is in these figures.
 """
 
+import gzip
 import hashlib
 import json
 import pathlib
@@ -317,7 +318,10 @@ def write(name, record):
     """A line a sequence: short to read, and a change shows where it is."""
     text = json.dumps(record)
     text = text.replace('{"positions"', '\n{"positions"').replace('"digest"', '\n"digest"')
-    pathlib.Path(__file__).with_name(name).write_text(text + "\n")
+    data = (text + "\n").encode()
+    if name.endswith(".gz"):
+        data = gzip.compress(data, 9, mtime=0)
+    pathlib.Path(__file__).with_name(name).write_bytes(data)
 
 
 def main():
@@ -327,7 +331,7 @@ def main():
         w, d, sha256 = checkpoint(case)
         cases[name] = {"digest": sha256, "sequences": [answers(w, d, prompt) for prompt in prompts]}
     record = {"seed": SEED, "numpy": np.__version__, "prompts": prompts, "cases": cases}
-    write("packed_checkpoints.json", record)
+    write("packed_checkpoints.json.gz", record)
 
 
 if __name__ == "__main__":

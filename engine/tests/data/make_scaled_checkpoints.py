@@ -1,4 +1,4 @@
-"""Writes scaled_checkpoints.json: what tiny checkpoints of FP8, INT8 and NVFP4 answer, in float64.
+"""Writes scaled_checkpoints.json.gz: what tiny checkpoints of FP8, INT8 and NVFP4 answer, in float64.
 
     pip install numpy==2.4.6 && python make_scaled_checkpoints.py
 
@@ -109,7 +109,7 @@ def main():
         w, d, sha256 = checkpoint(*case)
         sequences = [answers(w, d, prompt, n_top=4, n_greedy=6, only_last=True) for prompt in prompts]
         cases[name] = {"digest": sha256, "sequences": sequences}
-    write("scaled_checkpoints.json", {"seed": SEED, "numpy": np.__version__, "prompts": prompts, "cases": cases})
+    write("scaled_checkpoints.json.gz", {"seed": SEED, "numpy": np.__version__, "prompts": prompts, "cases": cases})
 
 
 if __name__ == "__main__":

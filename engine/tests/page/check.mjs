@@ -116,6 +116,8 @@ const inOne = {
 		await page.waitForFunction(() => document.querySelector("#lab-speed path")?.getAttribute("d")?.includes("L"));
 		const lab = await text(page, "#lab");
 		assert.match(lab, /Time of a step[^]*Execute\s+[\d.]+ (µs|ms|s)[^]*Prefix tree\s+\d+ · [\d.]+ %[^]*Host tier\s+not available[^]*Speculation[^]*not available/);
+		assert.match(lab, /Weights\s+[\d.]+ [KM]iB[^]*Workspace\s+not measured[^]*Graphs \(at most\)\s+not measured/);
+		assert.match(lab, /The admin key \(Models view\) shows/);
 		assert.doesNotMatch(lab, /NaN|undefined|∞/);
 	},
 	async "a model is put to sleep and woken with the admin key"(page) {
@@ -126,6 +128,16 @@ const inOne = {
 		await page.locator("[data-state=asleep]").waitFor();
 		await named(page, "Wake").click();
 		await page.locator("[data-state=ready]").waitFor();
+	},
+	async "with the admin key the lab lists the requests, and why one waits"(page) {
+		const answers = ["first", "second"].map((rid) =>
+			page.evaluate(([key, id]) => fetch("/v1/completions", { method: "POST", headers: { authorization: `Bearer ${key}`, "content-type": "application/json" }, body: JSON.stringify({ prompt: "a", max_tokens: 3000, ignore_eos: true, rid: id }) }).then((response) => response.status), [apiKey, rid]),
+		);
+		await page.click("#tab-lab");
+		const wanted = /first\s+running\s+0\s+1\s[^]*second\s+(batch is full: 1|arrived after the last plan)\s+0\s+1\s+0\s+0 \/ 3,000/;
+		await page.waitForFunction((source) => new RegExp(source).test(document.querySelector("#lab-requests")?.innerText ?? ""), wanted.source);
+		await page.evaluate((key) => fetch("/abort_request", { method: "POST", headers: { authorization: `Bearer ${key}`, "content-type": "application/json" }, body: "{\"abort_all\": true}" }), adminKey);
+		await Promise.all(answers);
 	},
 	async "the keyboard is enough, and the focus is seen"(page) {
 		await page.keyboard.press("Alt+Digit1");

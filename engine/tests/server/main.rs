@@ -30,6 +30,7 @@ mod openapi;
 mod program;
 mod redis_server;
 mod refusals;
+mod requests_listed;
 mod responses;
 mod result_cache;
 mod resumed_streams;

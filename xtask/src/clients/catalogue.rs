@@ -95,7 +95,7 @@ const KEYS_AND_SHORT_OUTPUT: [&str; 8] = [
 ];
 
 /// In the order in which they run: the heaviest last.
-pub const CLIENTS: [Client; 17] = [
+pub const CLIENTS: [Client; 18] = [
     // First, since it has to know what the prefix cache held from its beginning.
     Client::checks(
         "kv-events",
@@ -127,6 +127,9 @@ pub const CLIENTS: [Client; 17] = [
     }),
     Client::checks("langchain", "langchain-openai", OPENAI, |server| {
         script("langchain_client.py", server)
+    }),
+    Client::checks("openai-agents", "openai-agents", OPENAI, |server| {
+        script("agents_client.py", server)
     }),
     Client::checks("pydantic-ai", "pydantic-ai-slim", OPENAI, |server| {
         script("pydantic_ai_client.py", server)

@@ -9,8 +9,8 @@
 //! - `openai`, `openai-forms`, `openai-responses`, `openai-js`: OpenAI's clients for Python and
 //!   JavaScript.
 //! - `anthropic`: Anthropic's client for Python.
-//! - `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks on top of them. The checks
-//!   cover output formats, tool calls, usage, streams and typed errors.
+//! - `openai-agents`, `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks on top of them.
+//!   The checks cover output formats, tool calls, usage, streams and typed errors.
 //! - `litellm`, `litellm-proxy`: LiteLLM's functions, and its proxy between the server and OpenAI's client.
 //! - `lm-eval`: lm-evaluation-harness with tasks of this repository; its scores must be the server's own.
 //! - `guidellm`, `llama-benchy`: load generators. guidellm depends on torch, gigabytes of which it

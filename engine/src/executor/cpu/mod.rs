@@ -29,8 +29,8 @@ use self::eagle::{Eagle, Seen};
 use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
 use super::{
-    DraftAsk, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag,
-    SuspendedExecutor,
+    DraftAsk, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, MemoryParts, StepError,
+    StopFlag, SuspendedExecutor,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::model::config::ModelConfig;
@@ -155,6 +155,7 @@ impl CpuExecutor {
             kv_pool_bytes: forward.kv_bytes(),
             weight_bytes,
             host_tier: forward.host_tier_info(),
+            memory: MemoryParts::default(),
         };
         Ok(Self {
             info,

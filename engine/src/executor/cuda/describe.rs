@@ -8,7 +8,7 @@ use super::forward::{AttentionBackend, AttentionOptions, Forward};
 use super::graphs::Graphs;
 use super::tuning::{Tuned, describe_linear, describe_splits};
 use super::{CudaOptions, DEVICE, Sampler};
-use crate::executor::ExecutorInfo;
+use crate::executor::{ExecutorInfo, MemoryParts};
 
 pub(super) fn describe(
     device: &Device,
@@ -114,5 +114,6 @@ pub(super) fn describe(
         kv_pool_bytes: forward.kv_bytes(),
         weight_bytes: forward.weight_bytes(),
         host_tier: None,
+        memory: MemoryParts::default(),
     }
 }

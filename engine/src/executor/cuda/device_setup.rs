@@ -7,6 +7,7 @@ use kernels::stream_linear::{Int8Room, LargeM};
 use super::forward::{self, PassShape};
 use super::memory::{self, Demand};
 use super::{CudaLoadError, CudaOptions, graphs, sampling};
+use crate::executor::MemoryParts;
 use crate::model::config::ModelConfig;
 
 /// Tokens of a pass: enough to keep the tensor cores busy; more would only take memory from the KV
@@ -55,15 +56,15 @@ impl DeviceSetup {
         })
     }
 
-    /// Number of KV pages that fit next to `weights` bytes, or why none fits.
+    /// Number of KV pages that fit next to `weights` bytes, with what is set aside; or why none fits.
     pub fn pool_pages(
         &self,
         config: &ModelConfig,
         options: &CudaOptions,
         weights: u64,
-    ) -> Result<usize, CudaLoadError> {
+    ) -> Result<(usize, MemoryParts), CudaLoadError> {
         let total = self.total_bytes as u64;
-        memory::pool_pages(&Demand {
+        let demand = Demand {
             device: options
                 .memory_limit_bytes
                 .map_or(total, |limit| limit.min(total)),
@@ -79,7 +80,8 @@ impl DeviceSetup {
             n_graphs: graphs::sizes(&options.graphs).len(),
             page: forward::page_bytes(config, options.kv_format),
             max_total_tokens: options.max_total_tokens,
-        })
-        .map_err(CudaLoadError::Memory)
+        };
+        let n_pages = memory::pool_pages(&demand).map_err(CudaLoadError::Memory)?;
+        Ok((n_pages, demand.parts()))
     }
 }

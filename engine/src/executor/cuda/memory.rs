@@ -4,6 +4,7 @@
 //! the graphs and the driver's own needs are taken from the rest, so that a server that has started
 //! does not run out of memory later.
 
+use crate::executor::MemoryParts;
 use crate::kv::PAGE_TOKENS;
 
 /// Upper bound for a graph of one decode step on the device: launch parameters and the driver's
@@ -29,9 +30,26 @@ pub(super) struct Demand {
     pub max_total_tokens: Option<usize>,
 }
 
+impl Demand {
+    fn graphs(&self) -> u64 {
+        GRAPH_BYTES * self.n_graphs as u64
+    }
+
+    /// What [`pool_pages`] leaves beside weights and pool.
+    pub fn parts(&self) -> MemoryParts {
+        MemoryParts {
+            total: Some(self.device),
+            others: Some(self.in_use),
+            workspace: Some(self.workspace),
+            graphs: Some(self.graphs()),
+            reserve: Some(DRIVER_RESERVE_BYTES),
+        }
+    }
+}
+
 /// Number of KV pages, or why not even one fits.
 pub(super) fn pool_pages(d: &Demand) -> Result<usize, String> {
-    let graphs = GRAPH_BYTES * d.n_graphs as u64;
+    let graphs = d.graphs();
     let static_share = (d.device as f64 * d.mem_fraction_static) as u64;
     let others = d.in_use + d.workspace + graphs + DRIVER_RESERVE_BYTES;
     let budget = static_share
@@ -104,6 +122,14 @@ mod tests {
         // GiB of weights.
         assert_eq!(with_graphs, Ok(3054));
         assert_eq!(without_graphs, Ok(3054 + 3 * 6));
+        // They are what an operator is shown.
+        let parts = all.parts();
+        assert_eq!((parts.total, parts.others), (Some(31 * GIB), Some(GIB / 2)));
+        assert_eq!(parts.workspace, Some(GIB / 4));
+        assert_eq!(
+            (parts.graphs, parts.reserve),
+            (Some(72 << 20), Some(256 << 20))
+        );
     }
 
     #[test]

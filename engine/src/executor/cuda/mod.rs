@@ -52,8 +52,8 @@ use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
 use self::weights::{DeviceWeights, Offload};
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
-    host_memory,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, MemoryParts,
+    SuspendedExecutor, host_memory,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
@@ -208,7 +208,7 @@ impl CudaExecutor {
         let offload = Offload::plan(checkpoint, options.element, options.cpu_offload_bytes)?;
         check_host_memory(offload)?;
         let weight_bytes = DeviceWeights::bytes_of(checkpoint, options.element)?;
-        let n_pages = setup.pool_pages(config, options, weight_bytes - offload.n_bytes)?;
+        let pool = setup.pool_pages(config, options, weight_bytes - offload.n_bytes)?;
         let weights = DeviceWeights::load(
             checkpoint,
             &setup.stream,
@@ -217,14 +217,14 @@ impl CudaExecutor {
             setup.int8_room(config, options),
             offload,
         )?;
-        Self::with_weights(config.clone(), weights, n_pages, setup, options.clone())
+        Self::with_weights(config.clone(), weights, pool, setup, options.clone())
     }
 
     /// The executor for weights that are already on the GPU.
     fn with_weights(
         config: ModelConfig,
         weights: DeviceWeights,
-        n_pages: usize,
+        (n_pages, memory): (usize, MemoryParts),
         setup: DeviceSetup,
         options: CudaOptions,
     ) -> Result<Self, CudaLoadError> {
@@ -306,6 +306,7 @@ impl CudaExecutor {
             tuned.as_ref(),
             kv_pool_tokens,
         );
+        info.memory = memory;
         info.host_tier = host_tier.as_ref().map(HostTier::info);
         Ok(Self {
             info,

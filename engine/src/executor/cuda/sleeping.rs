@@ -31,14 +31,14 @@ impl SuspendedExecutor for SleepingCuda {
 impl SleepingCuda {
     fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
         let setup = DeviceSetup::open(&self.options)?;
-        let n_pages = setup.pool_pages(&self.config, &self.options, self.weights.n_bytes)?;
+        let pool = setup.pool_pages(&self.config, &self.options, self.weights.n_bytes)?;
         let weights = self.weights.upload(
             &setup.stream,
             setup.large_m,
             setup.int8_room(&self.config, &self.options),
         )?;
         let (config, options) = (self.config.clone(), self.options.clone());
-        CudaExecutor::with_weights(config, weights, n_pages, setup, options)
+        CudaExecutor::with_weights(config, weights, pool, setup, options)
     }
 }
 

@@ -22,7 +22,9 @@ use self::ahead::RunAhead;
 use self::attention::{KvTokens, SequenceTokens};
 use super::cuda::{Piece, passes};
 use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
-use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, SuspendedExecutor};
+use super::{
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, MemoryParts, SuspendedExecutor,
+};
 use crate::kv::{PAGE_TOKENS, PageIdx, pages_for};
 use crate::request::SampledToken;
 use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan};
@@ -95,6 +97,7 @@ impl SimulatedExecutor {
             host_tier: options
                 .host_tier_pages
                 .map(|n_pages| HostTierInfo::new(n_pages, page_bytes, CARD_STEP_BYTES)),
+            memory: MemoryParts::default(),
         };
         Self {
             info,

@@ -5,7 +5,7 @@ use crate::speculation::scripted::Script;
 use crate::speculation::{Algorithm, NgramConfig, SpeculationConfig, StepTimes};
 use crate::structured::guide_of;
 
-fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
+pub(super) fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
     Request {
         sampling: Arc::new(SamplingParams {
             guide: Some(guide_of(regex)),
@@ -17,7 +17,7 @@ fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
 }
 
 /// Like the engine loop: guides are updated before the scheduler.
-fn guided_step(scheduler: &mut Scheduler, executor: &mut MockExecutor) -> StepPlan {
+pub(super) fn guided_step(scheduler: &mut Scheduler, executor: &mut MockExecutor) -> StepPlan {
     let mut plan = scheduler.plan(T0);
     plan.check_drafts();
     let output = executor.execute(&plan).unwrap();

@@ -34,7 +34,7 @@ fn run_one(scheduler: &mut Scheduler, executor: &mut MockExecutor, request: Requ
 }
 
 /// Request 1 again, under another id.
-fn again(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
+pub(super) fn again(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
     Request {
         id: RequestId(id),
         ..request(1, n_prompt, max_new_tokens)
@@ -42,7 +42,7 @@ fn again(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
 }
 
 /// 10 pages: 8 for a first request, then others until nothing of it is left on the device.
-fn given_up() -> (Scheduler, MockExecutor) {
+pub(super) fn given_up() -> (Scheduler, MockExecutor) {
     let (mut scheduler, mut executor) = with_host_tier(10, 40);
     run_one(&mut scheduler, &mut executor, request(1, 100, 20));
     run_one(&mut scheduler, &mut executor, request(2, 140, 20));

@@ -11,6 +11,7 @@ mod random;
 mod reuse;
 mod row_errors;
 mod scores;
+mod waits;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ pub(super) mod flush;
 pub(super) mod generate;
 pub(super) mod loads;
 pub(super) mod native;
+pub(super) mod requests;
 pub(super) mod responses;
 pub(super) mod status;
 pub(super) mod streams;

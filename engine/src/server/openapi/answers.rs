@@ -38,6 +38,9 @@ Model id:text object:text created:whole owned_by:text root:text parent:any max_m
 Models object:text data:[Model]
 ManagedModel name:text names:[text] state:State reason:text| device?:text weight_bytes?:whole kv_pool_bytes?:whole n_requests?:whole is_healthy?:flag
 ManagedModels models:[ManagedModel]
+Waiting reason:text limit?:whole n_needed?:whole n_available?:whole
+ListedRequest id:text| state:text priority:whole prompt_tokens:whole computed_tokens:whole output_tokens:whole max_tokens:whole age_s:number wait:Waiting|
+ListedRequests model:text policy:text n_requests:whole requests:[ListedRequest]
 Health status:text models?:object
 Version version:text
 Anything object

@@ -1,7 +1,7 @@
 // The lab: what /metrics and /server_info say, once a second while it is shown. What the server does
 // not say is shown as not available; nothing is estimated.
 
-import { json, request } from "./api.js";
+import { json, key, request } from "./api.js";
 import { button, byId, h, svg } from "./elements.js";
 import { parsed, sum } from "./metrics.js";
 import { bytes, duration, number, t } from "./words.js";
@@ -14,6 +14,8 @@ let info = null;
 let model;
 let timer;
 let isPaused;
+// The requests one by one, or what the server said against it.
+let listed;
 
 export function show() {
 	const pause = button(t("live"), () => {
@@ -40,7 +42,9 @@ async function tick() {
 		const all = info ?? (await json("/server_info"));
 		info ??= all.models?.find((one) => one.served_model_names.includes(model)) ?? all;
 		samples = [...samples, { at: performance.now() / 1000, values: parsed(text) }].slice(-N_KEPT);
-		cards = [steps, pages, speed, queue, memory, cache, speculation].map((card) => card());
+		const asked = `/admin/requests?model=${encodeURIComponent(model)}`;
+		listed = key("admin") ? await json(asked, { as: "admin" }).catch((error) => ({ error })) : null;
+		cards = [steps, pages, speed, queue, memory, cache, speculation, requests].map((card) => card());
 	} catch (error) {
 		info = null;
 		cards = [h("div", { class: "error", role: "alert" }, error.message)];
@@ -155,11 +159,41 @@ function queue() {
 }
 
 function memory() {
-	const { weight_bytes: weights, kv_pool_bytes: pool, host_tier: tier, device } = info.executor ?? {};
-	const parts = [["weights", weights, "c1"], ["kvPool", pool, "c2"], ["hostTier", tier?.n_pages * tier?.page_bytes, "c3"]];
+	const { weight_bytes: weights, kv_pool_bytes: pool, host_tier: tier, device, memory: of = {} } = info.executor ?? {};
+	const parts = [["weights", weights, "c1"], ["kvPool", pool, "c2"], ["workspace", of.workspace, "c3"], ["graphs", of.graphs, "c5"], ["reserve", of.reserve, "c6"], ["others", of.others, "c7"]];
 	const known = parts.filter(([, n]) => Number.isFinite(n));
+	const all = known.reduce((all, [, n]) => all + n, 0);
+	const free = Number.isFinite(of.total) ? [["free", Math.max(0, of.total - all), "c4"]] : [];
 	const process = sum(samples.at(-1).values, "process_resident_memory_bytes");
-	return card("memory", device, bytes(known.reduce((all, [, n]) => all + n, 0)), bar(known), ...[...parts, ["process", process]].map(([label, n, color]) => row(label, shown(n, bytes), color)));
+	const size = (n) => (Number.isFinite(n) ? bytes(n) : t("notMeasured"));
+	return card(
+		"memory",
+		`${device} · ${size(of.total)}`,
+		bytes(all),
+		bar([...known, ...free]),
+		...[...parts, ...free].map(([label, n, color]) => row(label, size(n), color)),
+		row("hostTier", tier ? bytes(tier.n_pages * tier.page_bytes) : null),
+		row("process", shown(process, bytes)),
+	);
+}
+
+// Why a request waits, with the figures that decided it.
+function reason({ state, wait }) {
+	if (!wait) return t(state);
+	const figures = [wait.n_needed, wait.n_available, wait.limit].filter((n) => n !== undefined).map((n) => number(n));
+	return `${t(`wait_${wait.reason}`)} ${figures.join(" / ")}`;
+}
+
+function requests() {
+	const box = (...content) => h("article", { class: "card wide", id: "lab-requests" }, h("h2", {}, t("requests")), ...content);
+	if (!listed || listed.error) return box(h("p", { class: "dim" }, listed?.error.message ?? t("requestsHelp")));
+	const columns = ["id", "stateOf", "priority", "prompt", "computed", "output", "age"];
+	const line = (one) => [one.id ?? "–", reason(one), one.priority, number(one.prompt_tokens), number(one.computed_tokens), `${number(one.output_tokens)} / ${number(one.max_tokens)}`, duration(1000 * one.age_s)];
+	const rows = listed.requests.map((one) => h("tr", {}, line(one).map((cell) => h("td", {}, String(cell)))));
+	return box(
+		h("p", { class: "dim" }, `${t("policy")}: ${listed.policy} · ${number(listed.requests.length)} / ${number(listed.n_requests)}`),
+		h("div", { class: "scrolls", tabindex: 0 }, h("table", {}, h("tr", {}, columns.map((name) => h("th", {}, t(name)))), rows)),
+	);
 }
 
 function cache() {

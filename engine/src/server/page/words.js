@@ -86,6 +86,11 @@ evicted|Evicted without a copy|복사 없이 밀려난 페이지
 memory|Memory|메모리
 weights|Weights|가중치
 kvPool|KV pool|KV 풀
+workspace|Workspace|작업 공간
+graphs|Graphs (at most)|그래프(최대)
+reserve|Reserve of the driver|드라이버 예비
+others|Others, at the start|시작 시 다른 프로그램
+notMeasured|not measured|측정되지 않음
 process|Process (RSS)|프로세스(RSS)
 queue|Queue|대기열
 policy|Policy|정책
@@ -94,6 +99,21 @@ waitingRequests|waiting|대기 중
 capacity|Waiting for room|자리 대기
 deferred|Waiting for a prefix|프리픽스 대기
 waitingTokens|Tokens to compute|계산할 토큰
+requestsHelp|The admin key (Models view) shows the requests one by one.|관리자 키(모델 화면)를 입력하면 요청을 하나씩 볼 수 있습니다.
+id|Id|ID
+stateOf|State, or why it waits|상태 또는 대기 이유
+priority|Priority|우선순위
+computed|computed|계산됨
+age|Age|경과 시간
+wait_new|arrived after the last plan|마지막 계획 이후 도착
+wait_preempted|preempted for decoding requests|디코딩 요청에 페이지를 내줌
+wait_order|after an earlier request in the queue|대기열 앞의 요청을 기다림
+wait_batch_full|batch is full:|배치가 가득 참:
+wait_token_budget|the step's prompt tokens are spent:|스텝의 프롬프트 토큰을 다 씀:
+wait_pages|not enough free KV pages, needed / available:|빈 KV 페이지 부족, 필요 / 사용 가능:
+wait_shared_prefix|another request computes its prefix|다른 요청이 같은 프리픽스를 계산 중
+wait_grammar|held for its grammar's mask|문법 마스크를 기다림
+wait_restore|its prefix comes from the host tier|호스트 계층에서 프리픽스를 가져오는 중
 preempted|Preempted|선점됨
 queueTime|Mean wait|평균 대기 시간
 maxRunning|Running at most|최대 동시 실행

@@ -1,0 +1,122 @@
+//! Files of the rendered reports and of the notebook's own page.
+
+use std::fs;
+use std::path::{Component, Path};
+
+use super::reply::{PAGE_POLICY, Reply};
+
+/// A report has a policy of its own; in a sandbox its script is no part of this origin.
+const REPORT_POLICY: &str = "sandbox allow-scripts";
+const CHART_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+const CHART: &str = "image/svg+xml";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The page, and what it shares with the engine's.
+pub fn of_page(name: &str) -> Option<Reply> {
+    const SCRIPT: &str = "text/javascript; charset=utf-8";
+    const STYLE: &str = "text/css; charset=utf-8";
+    let (kind, text) = match name {
+        "" => (
+            "text/html; charset=utf-8",
+            include_str!("../../notebook/index.html"),
+        ),
+        "notebook.js" => (SCRIPT, include_str!("../../notebook/notebook.js")),
+        "notebook.css" => (STYLE, include_str!("../../notebook/notebook.css")),
+        "page.css" => (
+            STYLE,
+            include_str!("../../../engine/src/server/page/page.css"),
+        ),
+        "elements.js" => (
+            SCRIPT,
+            include_str!("../../../engine/src/server/page/elements.js"),
+        ),
+        "icon.svg" => (
+            CHART,
+            include_str!("../../../engine/src/server/page/icon.svg"),
+        ),
+        _ => return None,
+    };
+    Some(Reply::new(kind, text))
+}
+
+/// A file below `folder` by its path of a URL; nothing outside, not by a link either.
+pub fn below(folder: &Path, path: &str) -> Option<Reply> {
+    let path = Path::new(path);
+    let is_plain = |part: Component<'_>| matches!(part, Component::Normal(name) if !name.to_string_lossy().starts_with('.'));
+    if !path.components().all(is_plain) {
+        return None;
+    }
+    let (kind, policy) = match path.extension()?.to_str()? {
+        "html" => ("text/html; charset=utf-8", REPORT_POLICY),
+        "svg" => (CHART, CHART_POLICY),
+        "md" => (TEXT, PAGE_POLICY),
+        "json" => ("application/json", PAGE_POLICY),
+        _ => return None,
+    };
+    let folder = folder.canonicalize().ok()?;
+    let file = folder.join(path).canonicalize().ok()?;
+    if !file.starts_with(&folder) || !file.is_file() {
+        return None;
+    }
+    let body = fs::read(&file).ok()?;
+    Some(Reply {
+        policy,
+        ..Reply::new(kind, body)
+    })
+}
+
+/// The reports that were rendered as pages, the first one first.
+pub fn reports(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| Path::new(name).extension().is_some_and(|is| is == "html"))
+        .collect();
+    // `index` is where a reader begins.
+    names.sort_by_key(|name| (!name.starts_with("index"), name.clone()));
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_path_stays_in_its_folder() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = dir.path().join("rendered");
+        fs::create_dir_all(folder.join("charts")).expect("made");
+        for (name, text) in [
+            ("rendered/a.html", "report"),
+            ("rendered/charts/c.svg", "chart"),
+            ("rendered/.hidden.html", "hidden"),
+            ("rendered/key.pem", "key"),
+            ("secret.html", "secret"),
+        ] {
+            fs::write(dir.path().join(name), text).expect("written");
+        }
+        symlink(dir.path().join("secret.html"), folder.join("link.html")).expect("linked");
+        let body = |path: &str| below(&folder, path).map(|reply| reply.body);
+        assert_eq!(body("a.html"), Some(b"report".to_vec()));
+        assert_eq!(body("charts/c.svg"), Some(b"chart".to_vec()));
+        let absolute = dir.path().join("secret.html");
+        for path in [
+            "../secret.html",
+            "charts/../../secret.html",
+            "charts/../a.html",
+            "..%2fsecret.html",
+            absolute.to_str().expect("a text"),
+            "link.html",
+            ".hidden.html",
+            "key.pem",
+            "charts",
+            "charts.html",
+            "",
+        ] {
+            assert_eq!(body(path), None, "{path}");
+        }
+        assert_eq!(reports(&folder), [".hidden.html", "a.html", "link.html"]);
+    }
+}
