@@ -672,7 +672,7 @@ mod tests {
         }
     }
 
-    /// One expert after the other, so that a launch finds expert e behind the tiles of e others.
+    /// One expert after the other, so that a launch finds expert e after the tiles of e others.
     #[test]
     fn experts_lie_one_after_the_other() {
         let layout = shape().gate_up(Format::AwqG128).expect("a layout");

@@ -3,11 +3,11 @@
 //
 // few: up to 8 places a job, for decode steps. The read of the weights is the limit, and which are read is known only
 //   when the router has chosen. Blocks stay and take pairs of tiles of all jobs in turn; 8 warps share the k of a pair,
-//   and the words of the next pair are on their way to shared memory while this one is multiplied. `down` knows its
+//   and the words of the next pair are in flight to shared memory while this one is multiplied. `down` knows its
 //   jobs before gate and up have ended, and loads its first weights before griddepcontrol.wait. A pair's sums are
 //   added in order of k.
 // many: up to 64 places a job, for prompts. As mma.cu: two tiles a warp (gate and up together), words of the next
-//   64 k on their way, x gathered by its places into a ring of 4 stages in shared memory.
+//   64 k in flight, x gathered by its places into a ring of 4 stages in shared memory.
 //
 // many dequantises weights and rounds them to elements; few does where scales are not applied to sums. Same bits in every run: every output is
 // computed by one block, in order of k.
