@@ -112,14 +112,15 @@ impl Runner {
         Some(run)
     }
 
-    /// Asks the run to end (SIGINT; SIGTERM if it was asked before); `None` if there is none.
+    /// Asks the run to end (SIGTERM, since what a script starts in the background ignores SIGINT; SIGKILL
+    /// if it was asked before); `None` if there is none.
     pub fn stop(&self) -> Option<Run> {
         let mut state = self.state();
         let group = state.group;
         let run = state.run.as_mut().filter(|run| !run.phase.has_ended())?;
         let signal = match run.phase {
-            Phase::Stopping => Signal::TERM,
-            _ => Signal::INT,
+            Phase::Stopping => Signal::KILL,
+            _ => Signal::TERM,
         };
         run.phase = Phase::Stopping;
         let run = run.clone();
@@ -342,7 +343,7 @@ mod tests {
     #[test]
     fn one_runs_at_a_time_and_is_stopped_with_its_children() {
         let runner = shell(&[
-            "trap 'echo told; exit 130' INT; sleep 600 & echo ready; wait",
+            "trap 'echo told; exit 143' TERM; sleep 600 & echo ready; wait",
             "echo two",
         ]);
         assert_eq!(runner.stop(), None);
