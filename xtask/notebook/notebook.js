@@ -58,7 +58,7 @@ function draw() {
 	document.documentElement.lang = ["en", "ko"][at];
 	byId("language").textContent = ["한국어", "English"][at];
 	for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
-	const reports = all.reports.map((name) => h("li", {}, h("a", { href: `/notebook/reports/${encodeURIComponent(name)}` }, name.replace(/\.html$/, ""))));
+	const reports = all.reports.map((name) => h("li", {}, h("a", { href: `/notebook/reports/${encodeURIComponent(name)}` }, name.replace(/\.(html|md)$/, ""))));
 	byId("reports").replaceChildren(...(reports.length ? reports : [h("li", {}, t("noReports"))]));
 	const experiments = all.experiments.map(({ name, title, verdicts }) => {
 		const start = () => post("start", { name, quick: byId("quick").checked });

@@ -130,12 +130,14 @@ const inOne = {
 		await page.locator("[data-state=ready]").waitFor();
 	},
 	async "with the admin key the lab lists the requests, and why one waits"(page) {
-		const answers = ["first", "second"].map((rid) =>
-			page.evaluate(([key, id]) => fetch("/v1/completions", { method: "POST", headers: { authorization: `Bearer ${key}`, "content-type": "application/json" }, body: JSON.stringify({ prompt: "a", max_tokens: 3000, ignore_eos: true, rid: id }) }).then((response) => response.status), [apiKey, rid]),
-		);
+		const begin = (rid) =>
+			page.evaluate(([key, id]) => fetch("/v1/completions", { method: "POST", headers: { authorization: `Bearer ${key}`, "content-type": "application/json" }, body: JSON.stringify({ prompt: "a", max_tokens: 3000, ignore_eos: true, rid: id }) }).then((response) => response.status), [apiKey, rid]);
+		const listed = ({ source }) => page.waitForFunction((wanted) => new RegExp(wanted).test(document.querySelector("#lab-requests")?.innerText ?? ""), source);
 		await page.click("#tab-lab");
-		const wanted = /first\s+running\s+0\s+1\s[^]*second\s+(batch is full: 1|arrived after the last plan)\s+0\s+1\s+0\s+0 \/ 3,000/;
-		await page.waitForFunction((source) => new RegExp(source).test(document.querySelector("#lab-requests")?.innerText ?? ""), wanted.source);
+		const answers = [begin("first")];
+		await listed(/first\s+running\s+0\s+1\s/);
+		answers.push(begin("second"));
+		await listed(/second\s+(batch is full: 1|arrived after the last plan)\s+0\s+1\s+0\s+0 \/ 3,000/);
 		await page.evaluate((key) => fetch("/abort_request", { method: "POST", headers: { authorization: `Bearer ${key}`, "content-type": "application/json" }, body: "{\"abort_all\": true}" }), adminKey);
 		await Promise.all(answers);
 	},

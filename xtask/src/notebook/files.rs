@@ -1,5 +1,6 @@
 //! Files of the rendered reports and of the notebook's own page.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path};
 
@@ -65,15 +66,19 @@ pub fn below(folder: &Path, path: &str) -> Option<Reply> {
     })
 }
 
-/// The reports that were rendered as pages, the first one first.
+/// The rendered reports, the first one first: as pages, or as Markdown where there is no page.
 pub fn reports(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| Path::new(name).extension().is_some_and(|is| is == "html"))
-        .collect();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let all: BTreeSet<String> = names.filter(|name| !name.starts_with('.')).collect();
+    let is_shown = |name: &&String| match name.rsplit_once('.') {
+        Some((stem, "md")) => !all.contains(&format!("{stem}.html")),
+        Some((_, end)) => end == "html",
+        None => false,
+    };
+    let mut names: Vec<String> = all.iter().filter(is_shown).cloned().collect();
     // `index` is where a reader begins.
-    names.sort_by_key(|name| (!name.starts_with("index"), name.clone()));
+    names.sort_by_key(|name| !name.starts_with("index"));
     names
 }
 
@@ -117,6 +122,10 @@ mod tests {
         ] {
             assert_eq!(body(path), None, "{path}");
         }
-        assert_eq!(reports(&folder), [".hidden.html", "a.html", "link.html"]);
+        for name in ["a.md", "b.md", "index.md"] {
+            fs::write(folder.join(name), "report").expect("written");
+        }
+        let shown = ["index.md", "a.html", "b.md", "link.html"];
+        assert_eq!(reports(&folder), shown);
     }
 }

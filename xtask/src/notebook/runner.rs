@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::{Deserialize, Serialize};
 
 /// Lines that are kept; older ones are dropped.
@@ -111,14 +112,15 @@ impl Runner {
         Some(run)
     }
 
-    /// Asks the run to end (SIGINT; SIGTERM if it was asked before); `None` if there is none.
+    /// Asks the run to end (SIGTERM, since what a script starts in the background ignores SIGINT; SIGKILL
+    /// if it was asked before); `None` if there is none.
     pub fn stop(&self) -> Option<Run> {
         let mut state = self.state();
         let group = state.group;
         let run = state.run.as_mut().filter(|run| !run.phase.has_ended())?;
         let signal = match run.phase {
-            Phase::Stopping => Signal::TERM,
-            _ => Signal::INT,
+            Phase::Stopping => Signal::KILL,
+            _ => Signal::TERM,
         };
         run.phase = Phase::Stopping;
         let run = run.clone();
@@ -224,15 +226,29 @@ impl Runner {
                 return Ok(false);
             }
             let child = command.spawn()?;
-            state.group = Pid::from_raw(child.id() as i32);
+            state.group = Some(Pid::from_child(&child));
             child
         };
-        // Its ends of the pipe: the last reader's end comes when the child's are closed.
+        // Its ends of the pipe: the output ends when the processes have closed theirs.
         drop(command);
-        let read = self.read(BufReader::new(output));
+        let runner = self.clone();
+        let reading = thread::spawn(move || runner.read(BufReader::new(output)));
+        let group = Pid::from_child(&child);
+        // Not waited for yet, so that its number is not another's.
+        let ends = || {
+            waitid(
+                WaitId::Pid(group),
+                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+            )
+        };
+        let ended = retry_on_intr(ends);
+        // What it has left would hold its output open; there may be nothing.
+        let _ = kill_process_group(group, Signal::KILL);
         let status = child.wait();
         self.state().group = None;
-        read?;
+        ended?;
+        let read = reading.join();
+        read.map_err(|_| io::Error::other("the reader panicked"))??;
         let status = status?;
         if !status.success() {
             self.say(&format!("it ended with {status}"));
@@ -327,7 +343,7 @@ mod tests {
     #[test]
     fn one_runs_at_a_time_and_is_stopped_with_its_children() {
         let runner = shell(&[
-            "trap 'echo told; exit 130' INT; echo ready; sleep 600 & wait",
+            "trap 'echo told; exit 143' TERM; sleep 600 & echo ready; wait",
             "echo two",
         ]);
         assert_eq!(runner.stop(), None);
