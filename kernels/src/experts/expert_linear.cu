@@ -9,8 +9,8 @@
 // many: up to 64 places a job, for prompts. As mma.cu: two tiles a warp (gate and up together), words of the next
 //   64 k in flight, x gathered by its places into a ring of 4 stages in shared memory.
 //
-// many dequantises weights and rounds them to elements; few does where scales are not applied to sums. Same bits in every run: every output is
-// computed by one block, in order of k.
+// many dequantises weights and rounds them to elements, few where scales are not applied to sums. Same bits in every
+// run: every output is computed by one block, in order of k.
 // Bytes: the weights of the experts with tokens, once (many: once for 64 places). FLOPs: 2 places n k.
 // Grid: few, as many blocks of 256 threads as fit; many, (columns / columns of a block, jobs), where a block without a
 // job ends at once. Shared memory: few 72 KiB, many 32 KiB. Architectures: sm_90, sm_120. Elements: f16, bf16.
