@@ -36,11 +36,12 @@ fn folder(
     open(ModelFiles::Folder(dir.to_owned()))
 }
 
-/// Share of positions whose logits may be further off: a token with two experts nearly equally likely may go to the
-/// other one.
-const OTHER_CHOICES: f64 = 0.05;
+/// Share of positions whose logits may be further off than the limit.
+const OTHER_CHOICES: f64 = 0.25;
 
-/// Each position's logits against the CPU executor's, which has the same weights and chooses in f32.
+/// Each position's logits against the CPU executor's, which has the same weights and chooses in f32. A token whose two
+/// candidates are nearly equal may go to the other expert here, and the tokens after it in its sequence see that; so
+/// the median counts, and a share may be off. (`kernels/src/experts/tests_cuda.rs` compares the choices themselves.)
 fn compare(checkpoint: &dyn Checkpoint, what: &str) {
     let mut on_cpu = cpu(checkpoint);
     let expected = logits_of(&mut |rows, wanted| on_cpu.forward_logits(rows, wanted).expect("cpu"));

@@ -109,6 +109,7 @@ const PRELUDE: &str = "\
 typedef uint16_t elem, __half;
 typedef struct { float x, y, z, w; } float4;
 typedef struct { uint32_t x, y, z, w; } uint4;
+typedef struct { int32_t x, y, z, w; } int4;
 ";
 
 impl Program {

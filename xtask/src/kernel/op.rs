@@ -175,8 +175,8 @@ mod tests {
         let error = Op::find("matmul").expect_err("refused").to_string();
         assert_eq!(
             error,
-            "no op `matmul`: known are attention, embedding, qkv_prepare, rms_norm, roofline, \
-             sampling, silu_mul, stream_linear and all"
+            "no op `matmul`: known are attention, embedding, experts, qkv_prepare, rms_norm, \
+             roofline, sampling, silu_mul, stream_linear and all"
         );
     }
 
