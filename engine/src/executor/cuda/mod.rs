@@ -86,7 +86,7 @@ pub enum CudaLoadError {
     )]
     ActOrder { place: String },
     #[error("experts that the GPU's kernels do not take: {0}; serve it with --device cpu")]
-    Experts(#[from] KernelError),
+    Experts(KernelError),
 }
 
 /// Batch sizes whose decode step is captured.
@@ -407,7 +407,7 @@ impl CudaExecutor {
 pub(crate) fn check_experts(config: &ModelConfig) -> Result<(), CudaLoadError> {
     match forward::experts_shape(config) {
         None => Ok(()),
-        Some(shape) => Ok(shape.check()?),
+        Some(shape) => shape.check().map_err(CudaLoadError::Experts),
     }
 }
 
